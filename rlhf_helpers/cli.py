@@ -1,0 +1,241 @@
+"""The command line: python -m rlhf_helpers course | data | train | evaluate.
+
+Exit status: 0, 1 on failure, 2 on bad input. Heavy imports wait until a command needs them, so
+that `--help` answers at once.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import os
+import sys
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlhf_helpers import runs, scales, schemas
+
+if TYPE_CHECKING:
+    from rlhf_helpers.training import Result
+
+STAGES = {
+    "sft": ("sft", "fine-tune the base model on demonstrations"),
+    "reward": ("reward_model", "train the reward model on preferences; needs sft"),
+    "ppo": ("ppo", "improve the SFT model by PPO against the reward model; needs sft and reward"),
+}
+CONFIGS = {"sft": scales.SFTConfig, "reward": scales.RewardConfig, "ppo": scales.PPORunConfig}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    # Models and data are local files; a name of the hub still works with HF_HUB_OFFLINE=0.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        return options.command(options) or 0
+    except (ValueError, FileNotFoundError) as error:  # DataError among them
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m rlhf_helpers",
+        description="RLHF step by step: data, SFT, reward model, PPO, evaluation.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_course(commands)
+    _add_data(commands)
+    _add_train(commands)
+    _add_evaluate(commands)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--scale", default="tiny", choices=scales.SCALES,
+        help="tiny learns in minutes on two cores; smoke only runs every code path (default tiny)",
+    )  # fmt: skip
+    parser.add_argument("--task", default="summarize", choices=scales.TASKS, help="what is learnt")
+    parser.add_argument("--seed", type=int, default=0, help="of all random numbers (default 0)")
+
+
+def _add_course(commands: argparse._SubParsersAction) -> None:
+    course = commands.add_parser("course", help="run the notebooks in order, show the results")
+    course.add_argument("--scale", default="tiny", choices=scales.SCALES)
+    course.add_argument("--seed", type=int, default=0)
+    course.add_argument(
+        "--in-place", action="store_true", help="also refresh the notebooks' outputs"
+    )
+    course.add_argument("notebooks", nargs="*", type=Path, help="only these (default: all)")
+    course.set_defaults(command=_course)
+
+
+def _course(options: argparse.Namespace) -> int:
+    from rlhf_helpers.course import run_course
+
+    return run_course(options.scale, options.seed, options.notebooks or None, options.in_place)
+
+
+def _add_data(commands: argparse._SubParsersAction) -> None:
+    data = commands.add_parser(
+        "data", help="write the data sets of the little world again",
+        description="Without an option: the files that the grammar alone decides, bit for bit "
+        "the same at every run (demonstrations, prompts, pretraining documents).",
+    )  # fmt: skip
+    data.add_argument("--output-dir", type=Path, default=runs.data_dir() / "summarize")
+    data.add_argument(
+        "--sampled", type=Path, metavar="SFT_MODEL",
+        help="write preferences and rankings instead, with samples of this SFT model (4 minutes)",
+    )  # fmt: skip
+    data.add_argument(
+        "--base-model", action="store_true",
+        help="pretrain the base model instead, into OUTPUT_DIR (an hour; continues if stopped)",
+    )  # fmt: skip
+    data.set_defaults(command=_data)
+
+
+def _data(options: argparse.Namespace) -> None:
+    from rlhf_helpers.little_world import base_model, build
+
+    if options.base_model:
+        print(base_model.pretrain(options.output_dir, runs.runs_dir() / "pretraining"))
+    elif options.sampled:
+        build.write_sampled_files(options.output_dir, options.sampled)
+    else:
+        build.write_grammar_files(options.output_dir)
+    print(f"written to {options.output_dir}")
+
+
+def _add_train(commands: argparse._SubParsersAction) -> None:
+    train = commands.add_parser(
+        "train", help="train one stage",
+        description="Train one stage. Every setting has a default for the scale; the stages find "
+        "each other's models in runs/<scale>/<task>/seed<k>/.",
+    )  # fmt: skip
+    stages = train.add_subparsers(required=True, metavar="STAGE")
+    for name, (_, text) in STAGES.items():
+        stage = stages.add_parser(
+            name, help=text, description=text.capitalize() + ".",
+        )  # fmt: skip
+        _add_common(stage)
+        stage.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+        for field in dataclasses.fields(CONFIGS[name]):
+            if field.name != "seed":  # among the common ones
+                _add_field(stage, field, typing.get_type_hints(CONFIGS[name])[field.name])
+        stage.set_defaults(command=_train, stage=name)
+
+
+def _add_field(parser: argparse.ArgumentParser, field: dataclasses.Field, hint: object) -> None:
+    """One option for one field of a config; what is not given keeps the scale's value."""
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    default = field.default if field.default is not dataclasses.MISSING else "by scale"
+    parser.add_argument(
+        "--" + field.name.replace("_", "-"),
+        type=next(kind for kind in kinds if isinstance(kind, type) and kind is not type(None)),
+        default=argparse.SUPPRESS,
+        help=f"{HELP[field.name]} (default: {default})",
+    )
+
+
+HELP = {
+    "model": "what to start from: a folder, or a name of the hub",
+    "data": "the training data, a JSONL file",
+    "output_dir": "where the model, metrics.json, logs and checkpoints go",
+    "epochs": "passes over the data",
+    "batch_size": "records (ppo: responses) a step",
+    "learning_rate": "of all weights (ppo: of the policy), after the warm-up",
+    "warmup_steps": "steps until the learning rate is reached",
+    "max_length": "tokens of prompt and answer; what is longer loses the prompt's beginning",
+    "instruction": "goes in front of every prompt, e.g. 'Summarize in less than 50 words.'",
+    "lora_rank": "rank of a LoRA adapter, merged at the end; 0 trains all weights",
+    "bits": "8 or 4 quantise the frozen weights under a LoRA adapter",
+    "save_steps": "steps between checkpoints, from which --resume goes on",
+    "sft_model": "whose samples are worth 0 on average, with standard deviation 1",
+    "prompts": "prompts for those samples, a JSONL file",
+    "pairs": "use only so many pairs",
+    "weight_decay": "of AdamW",
+    "center_rewards_coefficient": "weight of the loss that keeps scores around 0",
+    "max_new_tokens": "longest answer, in tokens",
+    "calibration_prompts": "prompts that the scores are standardised on",
+    "reward_model": "the folder of a reward model",
+    "steps": "rollouts to learn from",
+    "samples_per_prompt": "answers to each prompt, which is encoded once for all of them",
+    "mini_batch_size": "answers an optimiser step",
+    "ppo_epochs": "passes over each rollout",
+    "value_learning_rate": "of the value head",
+    "kl_coef": "price of a nat of KL from the SFT model",
+    "gamma": "discount a token",
+    "lam": "lambda of generalised advantage estimation",
+    "cliprange": "how far a token's probability may move in one step, as a ratio",
+    "cliprange_value": "how far a value may move in one step",
+    "vf_coef": "weight of the value loss",
+    "max_grad_norm": "gradients are clipped to this norm",
+    "temperature": "of sampling",
+    "missing_eos_penalty": "taken off the score of an answer that does not end",
+}
+
+
+def _train(options: argparse.Namespace) -> None:
+    names = {field.name for field in dataclasses.fields(CONFIGS[options.stage])} - {"seed"}
+    changes = {name: value for name, value in vars(options).items() if name in names}
+    config = scales.Scale(options.scale, options.task, options.seed).config(
+        options.stage, **changes
+    )
+    module = importlib.import_module(f"rlhf_helpers.{STAGES[options.stage][0]}")
+    result: Result = module.train(config, resume=options.resume)
+    _print_table(result.metrics)
+    print(f"\nmodel, metrics.json and logs: {result.output_dir}")
+
+
+def _add_evaluate(commands: argparse._SubParsersAction) -> None:
+    evaluate = commands.add_parser(
+        "evaluate", help="measure a policy and the reward model on held-out data",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )  # fmt: skip
+    _add_common(evaluate)
+    evaluate.add_argument("--policy", default="ppo", help="a stage (sft, ppo) or a folder")
+    evaluate.add_argument("--split", default="test", choices=("validation", "test"))
+    evaluate.add_argument("--prompts", type=Path, help="other prompts, a JSONL file")
+    evaluate.add_argument("--preferences", type=Path, help="other preferences, a JSONL file")
+    evaluate.add_argument("--output-dir", type=Path, help="also write evaluation.json there")
+    evaluate.set_defaults(command=_evaluate)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    scale = scales.Scale(options.scale, options.task, options.seed)
+    prompts = schemas.read_prompts(options.prompts or scale.data("prompts", options.split))
+    preferences = schemas.read_preferences(
+        options.preferences or scale.data("preferences", options.split)
+    )
+    if options.scale == "smoke":
+        prompts, preferences = prompts[:16], preferences[:32]
+    from rlhf_helpers.evaluation import evaluate_policy, evaluate_reward_model
+    from rlhf_helpers.models import load_policy, load_tokenizer
+    from rlhf_helpers.reward_model import RewardModel
+
+    path = Path(options.policy) if "/" in options.policy else scale.dir(options.policy)
+    policy, tokenizer = load_policy(path), load_tokenizer(path)
+    reference = load_policy(scale.dir("sft"))
+    reward_model = RewardModel.from_pretrained(scale.dir("reward"))
+    report = {
+        name: evaluate_policy(
+            policy, tokenizer, prompts, reward_model=reward_model, reference=reference,
+            temperature=temperature, seed=options.seed,
+        )[0]
+        for name, temperature in (("sampled", 1.0), ("greedy", 0.0))
+    }  # fmt: skip
+    report["reward_model"] = evaluate_reward_model(reward_model, preferences)[0]
+    for name, metrics in report.items():
+        print(f"\n{name}")
+        _print_table(metrics)
+    if options.output_dir:
+        runs.write_json(options.output_dir / "evaluation.json", report)
+
+
+def _print_table(metrics: dict[str, float]) -> None:
+    for name, value in metrics.items():
+        print(f"  {name:<22}{value:>12.5g}")

@@ -1,0 +1,240 @@
+"""Sampling with log-probs kept, and the forward pass that reproduces them for training.
+
+Shapes: G prompts of P tokens, left padded; K samples of each make B = G * K responses of R
+tokens, right padded, the K samples of a prompt side by side. A prompt is encoded once for its K
+samples, in sampling and in training alike. Any causal LM of transformers will do.
+
+Alignment: position t of `logprobs` and `hidden` belongs to the prediction of response token t,
+so it comes from the state before that token; the first one comes from the prompt's last token.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass
+class Samples:
+    """Sampled responses."""
+
+    response_ids: Tensor  # (B, R) padded with pad_token_id; the EOS is part of the response
+    response_mask: Tensor  # (B, R) bool, True on real tokens
+    logprobs: Tensor  # (B, R) log-probs of the sampled tokens at the sampling temperature, else 0
+    hidden: Tensor | None  # (B, R, H) last hidden states, when asked for
+    ended: Tensor  # (B,) bool, True if the response ends with EOS
+
+
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> tuple[Tensor, Tensor]:
+    """Prompt ids and mask, both (G, P), left padded."""
+    batch = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt")
+    return batch["input_ids"], batch["attention_mask"]
+
+
+def _prefill(policy: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tensor):
+    """Encode prompts; returns the model's output at the last token and the filled cache."""
+    cache = DynamicCache(config=policy.config)
+    output = policy(
+        input_ids=prompt_ids,
+        attention_mask=prompt_mask,
+        position_ids=(prompt_mask.cumsum(1) - 1).clamp(min=0),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+        output_hidden_states=True,
+    )
+    return output.logits, output.hidden_states[-1][:, -1:], cache
+
+
+def forward_responses(
+    policy: PreTrainedModel,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    response_ids: Tensor,
+    response_mask: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Logits (B, R, V) and last hidden states (B, R, H) that predict the response tokens.
+
+    `prompt_ids` and `prompt_mask` are (G, P); B must be a multiple of G. Gradients flow through
+    the shared encoding of the prompts.
+    """
+    samples = len(response_ids) // len(prompt_ids)
+    logits, hidden, cache = _prefill(policy, prompt_ids, prompt_mask)
+    cache.batch_repeat_interleave(samples)
+    logits, hidden = (x.repeat_interleave(samples, 0) for x in (logits, hidden))
+    if response_ids.shape[1] == 1:
+        return logits, hidden
+    prompt_mask = prompt_mask.repeat_interleave(samples, 0)
+    tail_mask = response_mask[:, :-1].to(prompt_mask.dtype)
+    steps = torch.arange(tail_mask.shape[1], device=tail_mask.device)
+    output = policy(
+        input_ids=response_ids[:, :-1],
+        attention_mask=torch.cat([prompt_mask, tail_mask], 1),
+        position_ids=prompt_mask.sum(1, keepdim=True) + steps,
+        past_key_values=cache,
+        use_cache=True,
+        output_hidden_states=True,
+    )
+    return torch.cat([logits, output.logits], 1), torch.cat([hidden, output.hidden_states[-1]], 1)
+
+
+def token_logprobs(logits: Tensor, response_ids: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-probs (B, R) of the response tokens under logits (B, R, V) at a temperature."""
+    log_softmax = torch.log_softmax(logits.float() / temperature, dim=-1)
+    return log_softmax.gather(-1, response_ids.unsqueeze(-1)).squeeze(-1)
+
+
+@torch.no_grad()
+def response_logprobs(
+    model: PreTrainedModel,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    response_ids: Tensor,
+    response_mask: Tensor,
+    *,
+    temperature: float = 1.0,
+    rows: int = 64,
+) -> Tensor:
+    """Log-probs (B, R) of responses, 0 on padding, in chunks of about `rows` responses.
+
+    Shapes as in `forward_responses`.
+    """
+    samples, chunks = len(response_ids) // len(prompt_ids), []
+    prompts = max(1, rows // samples)
+    for ids, mask, answers, answer_mask in zip(
+        prompt_ids.split(prompts),
+        prompt_mask.split(prompts),
+        response_ids.split(prompts * samples),
+        response_mask.split(prompts * samples),
+        strict=True,
+    ):
+        logits, _ = forward_responses(model, ids, mask, answers, answer_mask)
+        chunks.append(token_logprobs(logits, answers, temperature) * answer_mask)
+    return torch.cat(chunks)
+
+
+def seeded(policy: PreTrainedModel, seed: int) -> torch.Generator:
+    """A random generator on the policy's device."""
+    return torch.Generator(policy.device).manual_seed(seed)
+
+
+@torch.no_grad()
+def sample(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    samples_per_prompt: int = 1,
+    generator: torch.Generator | None = None,
+    keep_hidden: bool = False,
+) -> Samples:
+    """Sample K responses to each of G prompts; temperature 0 is greedy.
+
+    Rows that have ended leave the batch, so that short responses cost little.
+    """
+    policy.eval()
+    logits, hidden, cache = _prefill(policy, prompt_ids, prompt_mask)
+    cache.batch_repeat_interleave(samples_per_prompt)
+    logits, hidden, mask = (
+        x.repeat_interleave(samples_per_prompt, 0) for x in (logits, hidden, prompt_mask)
+    )
+    size, device = (len(mask), max_new_tokens), mask.device
+    ids = torch.full(size, tokenizer.pad_token_id, device=device)
+    logprobs = torch.zeros(size, device=device)
+    states = torch.zeros(*size, hidden.shape[-1], device=device) if keep_hidden else None
+    lengths = torch.zeros(size[0], dtype=torch.long, device=device)
+    ended = torch.zeros(size[0], dtype=torch.bool, device=device)
+    rows = torch.arange(size[0], device=device)  # which responses the batch still holds
+    positions = mask.sum(1, keepdim=True)
+    for step in range(max_new_tokens):
+        scores = torch.log_softmax(logits[:, -1].float() / (temperature or 1.0), dim=-1)
+        if temperature:
+            token = torch.multinomial(scores.exp(), 1, generator=generator)
+        else:
+            token = scores.argmax(-1, keepdim=True)
+        ids[rows, step] = token[:, 0]
+        logprobs[rows, step] = scores.gather(1, token)[:, 0]
+        if states is not None:
+            states[rows, step] = hidden[:, -1].float()
+        lengths[rows] = step + 1
+        ended[rows] = token[:, 0] == tokenizer.eos_token_id
+        going = (~ended[rows]).nonzero()[:, 0]
+        if not len(going) or step + 1 == max_new_tokens:
+            break
+        if len(going) < len(rows):
+            rows, token, positions, mask = (x[going] for x in (rows, token, positions, mask))
+            cache.batch_select_indices(going)
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        output = policy(
+            input_ids=token,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            output_hidden_states=keep_hidden,
+        )
+        logits, hidden = output.logits, output.hidden_states[-1] if keep_hidden else hidden
+        positions = positions + 1
+    longest = int(lengths.max())
+    response_mask = torch.arange(longest, device=device) < lengths[:, None]
+    return Samples(
+        ids[:, :longest],
+        response_mask,
+        logprobs[:, :longest],
+        states[:, :longest] if states is not None else None,
+        ended,
+    )
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, samples: Samples) -> list[str]:
+    """The responses as texts, as they stand after the prompt (with the blank in front)."""
+    rows = zip(samples.response_ids, samples.response_mask, strict=True)
+    return tokenizer.batch_decode([ids[keep] for ids, keep in rows], skip_special_tokens=True)
+
+
+@dataclass
+class Responses:
+    """One response to each of many prompts."""
+
+    texts: list[str]  # as they stand after the prompt, with the blank in front
+    ended: list[bool]
+    lengths: list[int]  # tokens, EOS included
+    log_ratios: list[float]  # log policy - log reference of the whole response, nats; or empty
+
+
+@torch.no_grad()
+def respond(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[str],
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    seed: int = 0,
+    reference: PreTrainedModel | None = None,
+    batch_size: int = 128,
+) -> Responses:
+    """Respond once to each formatted prompt, in batches; temperature 0 is greedy.
+
+    With a reference, the mean of `log_ratios` at temperature 1 estimates KL(policy || reference).
+    """
+    generator, found = seeded(policy, seed), Responses([], [], [], [])
+    for start in range(0, len(prompts), batch_size):
+        encoded = encode_prompts(tokenizer, prompts[start : start + batch_size])
+        ids, mask = (x.to(policy.device) for x in encoded)
+        samples = sample(
+            policy, tokenizer, ids, mask,
+            max_new_tokens=max_new_tokens, temperature=temperature, generator=generator,
+        )  # fmt: skip
+        found.texts += decode(tokenizer, samples)
+        found.ended += samples.ended.tolist()
+        found.lengths += samples.response_mask.sum(1).tolist()
+        if reference is not None:
+            batch = (ids, mask, samples.response_ids, samples.response_mask)
+            ratios = samples.logprobs - response_logprobs(reference, *batch)
+            found.log_ratios += ratios.sum(1).tolist()
+    return found

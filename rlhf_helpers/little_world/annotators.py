@@ -1,0 +1,145 @@
+"""Three annotators whose taste is known, and the noise with which they state it.
+
+`measure` counts what is good and bad about a summary; an `Annotator` weighs the counts. They
+weigh them differently, as people do: Ada hates made-up facts, Ben is busy, Cleo wants to hear
+what was tried. `gold` is their mean: a perfect summary is worth 4.5 to each of them.
+
+Stated preferences are noisy: P(a over b) = sigmoid((u(a) - u(b)) / TEMPERATURE), the model of
+Bradley and Terry (1952).
+"""
+
+import math
+import random
+import re
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise, product
+
+from rlhf_helpers.little_world import phrases
+from rlhf_helpers.little_world.grammar import (
+    SLOTS,
+    Facts,
+    find_facts,
+    find_post,
+    read_post,
+    values,
+)
+
+WORD_BUDGET = 24
+TEMPERATURE = 0.5
+
+
+@dataclass(frozen=True)
+class Annotator:
+    """Utility = covered facts, minus what is wrong, too long, rambling or unfinished."""
+
+    name: str
+    covered: dict[str, float]  # worth of each slot told correctly; sums to 4.5
+    wrong: float  # cost of a fact that the post does not tell
+    over_budget: float  # cost of a word over WORD_BUDGET
+    rambling: float  # cost of one filler phrase, repetition or odd pair of words
+    unfinished: float  # cost of a text that does not end in . ? or !
+
+    def utility(self, measured: dict[str, float]) -> float:
+        worth = sum(self.covered[slot] * measured[f"covered_{slot}"] for slot in SLOTS)
+        costs = ("wrong", "over_budget", "rambling", "unfinished")
+        return worth - sum(getattr(self, cost) * measured[cost] for cost in costs)
+
+
+def _worth(relation: float, problem: float, duration: float, tried: float, question: float):
+    return dict(zip(SLOTS, (relation, problem, duration, tried, question), strict=True))
+
+
+ANNOTATORS = (
+    Annotator("ada", _worth(0.5, 1.5, 0.5, 1.0, 1.0), 2.0, 0.10, 0.25, 1.0),
+    Annotator("ben", _worth(0.4, 2.0, 0.3, 0.6, 1.2), 0.7, 0.25, 0.40, 0.5),
+    Annotator("cleo", _worth(0.6, 1.0, 0.7, 1.4, 0.8), 0.9, 0.10, 0.25, 1.5),
+)
+
+
+def measure(facts: Facts, summary: str, post: str) -> dict[str, float]:
+    """Count what the annotators look at.
+
+    Returns `covered_<slot>` (0 or 1) and `covered` (0 to 5), `wrong` (facts told that are not
+    the post's), `words`, `over_budget` (words), `rambling` (see `_ramblings`), `unfinished`.
+    """
+    found = find_facts(summary)
+    told = {f"covered_{slot}": float(getattr(facts, slot) in found[slot]) for slot in SLOTS}
+    words = len(summary.split())
+    return told | {
+        "covered": sum(told.values()),
+        "wrong": float(sum(len(found[slot] - {getattr(facts, slot)}) for slot in SLOTS)),
+        "words": float(words),
+        "over_budget": float(max(0, words - WORD_BUDGET)),
+        "rambling": float(_ramblings(summary, post)),
+        "unfinished": float(words < 3 or summary.rstrip()[-1:] not in (".", "?", "!")),
+    }
+
+
+def gold(input_text: str, summary: str) -> float:
+    """The mean utility over the annotators; at most 4.5.
+
+    `input_text` holds the post, and may go on after it. Raises ValueError if it holds none.
+    """
+    measured = measure(read_post(input_text), summary, find_post(input_text))
+    return sum(annotator.utility(measured) for annotator in ANNOTATORS) / len(ANNOTATORS)
+
+
+def choose(annotator: Annotator, utilities: tuple[float, float], rng: random.Random) -> int:
+    """The annotator's noisy choice between two candidates, 0 or 1 (Bradley-Terry)."""
+    gap = (utilities[1] - utilities[0]) / TEMPERATURE
+    return int(rng.random() < 1 / (1 + math.exp(-max(-50.0, min(50.0, gap)))))
+
+
+# ---- rambling ------------------------------------------------------------------------------
+
+
+def _tokens(text: str) -> list[str]:
+    return re.findall(r"[a-z0-9'-]+|[.,?!()]", text.lower())
+
+
+def _bigrams(text: str) -> set[tuple[str, str]]:
+    tokens = _tokens(text)
+    return set(pairwise(tokens))
+
+
+@cache
+def _known_bigrams() -> frozenset[tuple[str, str]]:
+    """Every pair of neighbouring words that a sensible summary can hold, enumerated.
+
+    A summary is a chain of parts (see `writers.state_facts`); its bigrams are those inside a
+    part and those across the seam of a part and any later one.
+    """
+    shorts = {slot: list(values(slot)) for slot in SLOTS}
+    chain = [
+        ["someone", *(f"my {s}" for s in shorts["relation"])],
+        [*phrases.VAGUE_PROBLEMS, *shorts["problem"]],
+        [text for s in shorts["duration"] for text in (f"for {s}", f"({s})")],
+        [
+            text
+            for s in shorts["tried"]
+            for text in (f", tried {s}", f". I tried {s}", f". {s} did not work")
+        ],
+        [text for s in shorts["question"] for text in (f". {s}?", f", {s}?")],
+        [".", ". any advice?"],
+    ]
+    known = set().union(*(_bigrams(text) for part in chain for text in part))
+    firsts = [{_tokens(text)[0] for text in part} for part in chain]
+    lasts = [{_tokens(text)[-1] for text in part} for part in chain]
+    for i, last in enumerate(lasts):
+        for first in firsts[i + 1 :]:
+            known |= set(product(last, first))
+    return frozenset(known)
+
+
+def _ramblings(summary: str, post: str) -> int:
+    """Stock phrases of no content, repeated 4-grams, and word pairs nobody would write.
+
+    Each word pair that stands neither in a sensible summary nor in the post counts one; the
+    words of a stock phrase are odd pairs too, so a phrase costs about its length.
+    """
+    tokens = _tokens(summary)
+    allowed = _known_bigrams() | _bigrams(post)
+    odd = sum(pair not in allowed for pair in pairwise(tokens))
+    fours = list(zip(tokens, tokens[1:], tokens[2:], tokens[3:], strict=False))
+    return min(odd, 8) + 2 * (len(fours) - len(set(fours)))

@@ -1,0 +1,169 @@
+"""Writes the data sets of the little world, `data/` in the repository.
+
+What the grammar alone decides (demonstrations, prompts, pretraining documents) comes out bit for
+bit the same from one seed. Preferences and rankings also hold samples of the SFT model, so they
+are the same on the same kind of machine with the same versions.
+"""
+
+import math
+import random
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from rlhf_helpers import generation
+from rlhf_helpers.little_world import base_model
+from rlhf_helpers.little_world.annotators import ANNOTATORS, TEMPERATURE, choose, measure
+from rlhf_helpers.little_world.grammar import Facts, as_input_text, draw_posts
+from rlhf_helpers.little_world.writers import write_summary
+from rlhf_helpers.models import load_policy, load_tokenizer
+from rlhf_helpers.schemas import format_prompt, write_jsonl
+
+SEED = 0
+SAMPLED_SHARE = 0.7  # of the candidates come from the SFT model, the others from the writers
+MAX_NEW_TOKENS = 48
+DEMONSTRATIONS = {"train": 4000, "validation": 256, "test": 256}
+PROMPTS = {"train": 2000, "validation": 256, "test": 512}
+DOCUMENTS = {"train": 2000, "test": 500}
+PREFERENCES = {"train": 10_000, "validation": 1000, "test": 2000}
+RANKINGS = {"train": 2500, "test": 500}
+BY_ALL_ANNOTATORS = 500  # of the training pairs
+
+
+def _rng(name: str, split: str) -> random.Random:
+    return random.Random(f"{SEED}/{name}/{split}")
+
+
+def demonstrations(split: str) -> Iterator[dict]:
+    """Posts with summaries of mixed quality."""
+    rng = _rng("demonstrations", split)
+    for facts, post in draw_posts(rng, split):
+        yield {"input_text": as_input_text(post), "output_text": write_summary(facts, post, rng)}
+
+
+def prompts(split: str) -> Iterator[dict]:
+    """Posts without summaries."""
+    for _, post in draw_posts(_rng("prompts", split), split):
+        yield {"input_text": as_input_text(post)}
+
+
+def documents(split: str) -> Iterator[dict]:
+    """The first documents of the corpus that the base model is pretrained on."""
+    index = 0
+    while True:
+        yield {"text": base_model.document(index, split)}
+        index += 1
+
+
+GRAMMAR_FILES = {
+    "demonstrations": (demonstrations, DEMONSTRATIONS),
+    "prompts": (prompts, PROMPTS),
+    "pretraining": (documents, DOCUMENTS),
+}
+
+
+def write_grammar_files(folder: Path) -> None:
+    """Write every file that the grammar alone decides."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (records, sizes) in GRAMMAR_FILES.items():
+        for split, size in sizes.items():
+            write_jsonl(folder / f"{name}_{split}.jsonl", islice(records(split), size))
+
+
+def write_sampled_files(folder: Path, sft_model: Path) -> None:
+    """Write preferences and rankings, with candidates of the SFT model and of the writers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, size in PREFERENCES.items():
+        candidates = _candidates("preferences", split, 2, sft_model)
+        records = list(_progress(_preferences(candidates, split), size, f"preferences {split}"))
+        write_jsonl(folder / f"preferences_{split}.jsonl", (record for record, _ in records))
+        if split == "train":
+            write_jsonl(folder / "preferences_by_annotator.jsonl", _by_annotator(records))
+    for split, size in RANKINGS.items():
+        candidates = _candidates("rankings", split, 4, sft_model)
+        records = _progress(_rankings(candidates, split), size, f"rankings {split}")
+        write_jsonl(folder / f"rankings_{split}.jsonl", records)
+
+
+def _progress(records: Iterable, size: int, what: str) -> Iterable:
+    return tqdm(islice(records, size), total=size, desc=what)
+
+
+def _candidates(
+    name: str, split: str, count: int, sft_model: Path, batch: int = 128
+) -> Iterator[tuple[Facts, str, list[str]]]:
+    """(facts, post, `count` different candidates): all sampled, or all by the writers."""
+    policy, tokenizer, rng = load_policy(sft_model), load_tokenizer(sft_model), _rng(name, split)
+    posts = draw_posts(rng, split)
+    generator = generation.seeded(policy, rng.randrange(2**31))
+    while True:
+        drawn = list(islice(posts, batch))
+        texts = [format_prompt(as_input_text(post)) for _, post in drawn]
+        samples = generation.sample(
+            policy, tokenizer, *generation.encode_prompts(tokenizer, texts),
+            max_new_tokens=MAX_NEW_TOKENS, samples_per_prompt=2 * count, generator=generator,
+        )  # fmt: skip
+        responses = [text.strip() for text in generation.decode(tokenizer, samples)]
+        for i, (facts, post) in enumerate(drawn):
+            if rng.random() < SAMPLED_SHARE:
+                pool = responses[i * 2 * count : (i + 1) * 2 * count]
+            else:
+                pool = [write_summary(facts, post, rng) for _ in range(2 * count)]
+            different = [text for text in dict.fromkeys(pool) if text]
+            if len(different) >= count:
+                yield facts, post, different[:count]
+
+
+def _preferences(
+    candidates: Iterable[tuple[Facts, str, list[str]]], split: str
+) -> Iterator[tuple[dict, list[dict]]]:
+    """Each pair with one annotator's noisy choice; and what the annotators measure about it."""
+    rng = _rng("choices", split)
+    for facts, post, pair in candidates:
+        measured = [measure(facts, text, post) for text in pair]
+        annotator = rng.choice(ANNOTATORS)
+        utilities = (annotator.utility(measured[0]), annotator.utility(measured[1]))
+        record = {
+            "input_text": as_input_text(post),
+            "candidate_0": pair[0],
+            "candidate_1": pair[1],
+            "choice": choose(annotator, utilities, rng),
+            "annotator": annotator.name,
+        }
+        yield record, measured
+
+
+def _by_annotator(records: list[tuple[dict, list[dict]]]) -> Iterator[dict]:
+    """The first training pairs again, labelled by every annotator in turn."""
+    rng = _rng("choices", "by_annotator")
+    for record, measured in records[:BY_ALL_ANNOTATORS]:
+        for annotator in ANNOTATORS:
+            choice = record["choice"]
+            if annotator.name != record["annotator"]:
+                utilities = (annotator.utility(measured[0]), annotator.utility(measured[1]))
+                choice = choose(annotator, utilities, rng)
+            yield {**record, "choice": choice, "annotator": annotator.name}
+
+
+def _rankings(candidates: Iterable[tuple[Facts, str, list[str]]], split: str) -> Iterator[dict]:
+    """Each set of candidates ranked by one annotator.
+
+    Utilities get Gumbel noise, which makes every pair of the ranking a Bradley-Terry choice
+    (Plackett-Luce).
+    """
+    rng = _rng("orders", split)
+    for facts, post, texts in candidates:
+        annotator = rng.choice(ANNOTATORS)
+        noisy = [
+            annotator.utility(measure(facts, text, post)) / TEMPERATURE
+            - math.log(-math.log(rng.random()))
+            for text in texts
+        ]
+        yield {
+            "input_text": as_input_text(post),
+            "candidates": texts,
+            "ranking": sorted(range(len(texts)), key=lambda i: -noisy[i]),
+            "annotator": annotator.name,
+        }

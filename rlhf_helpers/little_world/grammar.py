@@ -1,0 +1,149 @@
+"""Facts, the posts that tell them, and the way back from a text to its facts.
+
+A post is a handful of sentences drawn from five facts. Since every phrasing holds a key word
+of its value (see `phrases`), `find_facts` reads the facts off any text, a post or a summary.
+That is how an annotator knows what a summary leaves out or gets wrong.
+"""
+
+import random
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+from functools import cache
+
+from rlhf_helpers.little_world import phrases
+from rlhf_helpers.little_world.phrases import Value
+
+SLOTS = ("relation", "problem", "duration", "tried", "question")
+SUMMARY_MARK = "[summary]:"
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What one post is about: the topic, and for each slot the short wording of its value."""
+
+    topic: str
+    relation: str
+    problem: str
+    duration: str
+    tried: str
+    question: str
+
+
+@cache
+def values(slot: str) -> dict[str, Value]:
+    """Every value of a slot, over all topics, by its short wording."""
+    tables = {
+        "relation": [v for topic in phrases.RELATIONS.values() for v in topic],
+        "problem": [v for topic in phrases.PROBLEMS.values() for v in topic],
+        "duration": phrases.DURATIONS,
+        "tried": phrases.TRIED,
+        "question": phrases.QUESTIONS,
+    }
+    return {value.short: value for value in tables[slot]}
+
+
+@cache
+def _keys(slot: str) -> tuple[re.Pattern[str], dict[str, str]]:
+    """A pattern that finds the slot's keys (longest first) and the value that each gives away."""
+    owner = {key: short for short, value in values(slot).items() for key in value.keys}
+    by_length = sorted(owner, key=len, reverse=True)
+    return re.compile(r"(?<![\w-])(?:" + "|".join(map(re.escape, by_length)) + r")(?![\w-])"), owner
+
+
+def find_facts(text: str) -> dict[str, set[str]]:
+    """Slot -> short wordings of all values whose key occurs in the text."""
+    lowered = text.lower()
+    found = {}
+    for slot in SLOTS:
+        pattern, owner = _keys(slot)
+        found[slot] = {owner[key] for key in pattern.findall(lowered)}
+    return found
+
+
+def find_post(text: str) -> str:
+    """The post in a text, `r/topic: ...`, without what stands before and after it.
+
+    Raises ValueError if there is none.
+    """
+    match = re.search(r"r/\w+: .*?(?= ?\[\w+\]:|$)", text, re.DOTALL)
+    if not match:
+        raise ValueError(f"no post of the little world, so its facts are unknown: {text[:80]!r}")
+    return match[0]
+
+
+def read_post(text: str) -> Facts:
+    """The facts of a post written by `write_post`, whatever stands around it.
+
+    Raises ValueError if the text does not tell exactly one value of each fact.
+    """
+    post = find_post(text)
+    found = find_facts(post)
+    if any(len(found[slot]) != 1 for slot in SLOTS):
+        raise ValueError(f"not a post of the little world, so its facts are unknown: {post[:80]!r}")
+    topic = post[2 : post.index(":")]
+    return Facts(topic, **{slot: next(iter(found[slot])) for slot in SLOTS})
+
+
+def split_of(facts: Facts) -> str:
+    """The split that a combination of facts belongs to: 80% train, 10% validation, 10% test."""
+    bucket = zlib.crc32("|".join(astuple(facts)).encode()) % 10
+    return {0: "test", 1: "validation"}.get(bucket, "train")
+
+
+def draw_facts(rng: random.Random, split: str | None = None) -> Facts:
+    """Draw facts uniformly; with `split`, only combinations that belong to that split."""
+    while True:
+        topic = rng.choice(list(phrases.RELATIONS))
+        facts = Facts(
+            topic,
+            rng.choice(phrases.RELATIONS[topic]).short,
+            rng.choice(phrases.PROBLEMS[topic]).short,
+            rng.choice(phrases.DURATIONS).short,
+            rng.choice(phrases.TRIED).short,
+            rng.choice(phrases.QUESTIONS).short,
+        )
+        if split is None or split_of(facts) == split:
+            return facts
+
+
+def capitalise(text: str) -> str:
+    """The text with a capital first letter and the others as they are."""
+    return text[:1].upper() + text[1:]
+
+
+def write_post(facts: Facts, rng: random.Random) -> str:
+    """Tell the facts as a post, `r/topic: ...`, of about 60 words."""
+    wording = {
+        slot: rng.choice(values(slot)[getattr(facts, slot)].phrasings)
+        for slot in ("problem", "duration", "tried", "question")
+    }
+    names = values("relation")[facts.relation].phrasings
+    relation = lambda: rng.choice(names)  # noqa: E731  one writer mixes both names
+    who = f"{rng.randint(17, 59)}{rng.choice('FM')}"
+    sentences = [
+        rng.choice(phrases.OPENERS).format(who=who, relation=relation()),
+        rng.choice(phrases.PROBLEM_SENTENCES).format(relation=relation(), **wording),
+        rng.choice(phrases.TRIED_SENTENCES).format(**wording),
+    ]
+    asides = rng.sample(phrases.FILLERS, rng.choice([1, 1, 2, 3]))
+    tone = phrases.TONES[rng.choice(list(phrases.TONES))]
+    asides += rng.sample(tone, min(len(tone), rng.choice([1, 2])))
+    for aside in asides:
+        sentences.insert(rng.randint(1, len(sentences)), aside)
+    sentences.append(wording["question"] + "?")
+    return f"r/{facts.topic}: " + " ".join(capitalise(sentence) for sentence in sentences)
+
+
+def draw_posts(rng: random.Random, split: str | None = None) -> Iterator[tuple[Facts, str]]:
+    """An endless stream of (facts, post)."""
+    while True:
+        facts = draw_facts(rng, split)
+        yield facts, write_post(facts, rng)
+
+
+def as_input_text(post: str) -> str:
+    """The post as the `input_text` of the summarisation task."""
+    return f"{post} {SUMMARY_MARK} "

@@ -1,0 +1,147 @@
+"""Loading models the same way everywhere: precision, attention, quantisation, LoRA, merging."""
+
+import logging
+import os
+import time
+from functools import cache
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def default_device() -> torch.device:
+    """The GPU if there is one, else Apple's, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+@cache
+def matmul_precision() -> str:
+    """Choose how float32 matrices are multiplied on this machine, set it, and return it.
+
+    On many CPUs `medium` picks a path about twice as fast at the same error, on others it means
+    bfloat16; so both are measured once. The variable RLHF_MATMUL_PRECISION overrides the choice.
+    """
+    choice = os.environ.get("RLHF_MATMUL_PRECISION", "")
+    if not choice:
+        (slow, _), (fast, error) = _measure_matmul("highest"), _measure_matmul("medium")
+        choice = "medium" if fast < 0.8 * slow and error < 1e-5 else "highest"
+        logger.info("float32 matmul: %s (medium %.1fx, error %.0e)", choice, slow / fast, error)
+    torch.set_float32_matmul_precision(choice)
+    return choice
+
+
+def _measure_matmul(precision: str, size: int = 512) -> tuple[float, float]:
+    """Seconds of a matmul (best of 5) and its largest error relative to the largest entry."""
+    torch.set_float32_matmul_precision(precision)
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(2, size, size, generator=generator)
+    seconds = []
+    for _ in range(6):  # the first is a warm-up
+        start = time.perf_counter()
+        product = left @ right
+        seconds.append(time.perf_counter() - start)
+    exact = left.double() @ right.double()
+    return min(seconds[1:]), ((product - exact).abs().max() / exact.abs().max()).item()
+
+
+def attention() -> str:
+    """torch's CPU flash attention is slower than plain attention once matmuls are fast."""
+    fast_matmul = default_device().type == "cpu" and matmul_precision() == "medium"
+    return "eager" if fast_matmul else "sdpa"
+
+
+def existing(path: str | Path) -> str | Path:
+    """The path itself; raises FileNotFoundError for a folder that is not there."""
+    is_folder = isinstance(path, Path) or path.startswith((".", "/", "~")) or path.count("/") > 1
+    if is_folder and not Path(path).is_dir():
+        raise FileNotFoundError(
+            f"{path}: no such model. Train that stage first, or name another folder."
+        )
+    return path
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, with a pad token whatever the model's habit."""
+    tokenizer = AutoTokenizer.from_pretrained(existing(path), padding_side="left")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def loading_options(bits: int = 32) -> dict:
+    """Keyword arguments for `from_pretrained`: precision, attention and quantisation."""
+    options: dict = {"dtype": torch.float32, "attn_implementation": attention()}
+    if bits == 4:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    elif bits == 8:
+        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+    elif bits == 16:
+        options["dtype"] = torch.bfloat16
+    elif bits != 32:
+        raise ValueError(f"bits is {bits}; choose 32, 16, 8 or 4")
+    return options
+
+
+def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
+    """Switch off dropout, also where a model calls it as a function with a rate of its own.
+
+    PPO compares log-probs of sampling and training: with dropout their ratio is not 1.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name in ("dropout", "attention_dropout", "activation_dropout", "layerdrop"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    return model
+
+
+def load_policy(path: str | Path, bits: int = 32) -> PreTrainedModel:
+    """A causal language model, without dropout, on the default device."""
+    model = AutoModelForCausalLM.from_pretrained(existing(path), **loading_options(bits))
+    if bits in (16, 32):
+        model = model.to(default_device())
+    return without_dropout(model)
+
+
+def add_lora(model: PreTrainedModel, rank: int) -> PeftModel:
+    """Freeze the model and put a LoRA adapter (Hu et al. 2021) on every linear layer."""
+    if getattr(model, "is_quantized", False):
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
+
+
+def merge_adapter(model: PeftModel, base: str | Path) -> PreTrainedModel:
+    """A standalone model: the adapter added to the unquantised weights of `base`."""
+    if not getattr(model.get_base_model(), "is_quantized", False):
+        return model.merge_and_unload()
+    fresh = PeftModel(load_policy(base), model.peft_config["default"])
+    adapter = {k: v.float() for k, v in model.state_dict().items() if "lora_" in k}
+    missing = fresh.load_state_dict(adapter, strict=False).unexpected_keys
+    if missing:
+        raise RuntimeError(f"the adapter does not fit {base}: {missing[:3]}")
+    return fresh.merge_and_unload()

@@ -1,0 +1,103 @@
+"""What every stage's `train(config)` shares: its result, its files, and how TRL is called.
+
+A stage writes into its folder: the model and tokenizer (`from_pretrained` loads the folder),
+`metrics.json`, TensorBoard logs under `logs/`, and checkpoints to resume from under `checkpoints/`.
+"""
+
+import shutil
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers.integrations import TensorBoardCallback
+
+from rlhf_helpers.runs import write_json
+from rlhf_helpers.scales import RewardConfig, SFTConfig, StageConfig
+
+
+@dataclass
+class Result:
+    """What a stage returns: its folder, its numbers, and one dict a logged step."""
+
+    output_dir: Path
+    metrics: dict[str, float]
+    history: list[dict[str, Any]] = field(repr=False)
+
+
+def trl_arguments(config: SFTConfig | RewardConfig, **arguments: Any) -> dict[str, Any]:
+    """The settings that SFT and reward model pass on to TRL in the same way."""
+    return {
+        "output_dir": str(config.output_dir / "checkpoints"),
+        "num_train_epochs": config.epochs,
+        "per_device_train_batch_size": config.batch_size,
+        "learning_rate": config.learning_rate,
+        "warmup_steps": config.warmup_steps,
+        "lr_scheduler_type": "linear",
+        "adam_beta2": 0.98,
+        "train_sampling_strategy": "group_by_length",
+        "gradient_checkpointing": False,
+        "max_length": None,  # cut by us, so that no record disappears
+        "bf16": False,
+        "use_cpu": not torch.cuda.is_available() and not torch.backends.mps.is_available(),
+        "logging_steps": 5,
+        "save_steps": config.save_steps,
+        "save_total_limit": 1,
+        "report_to": "none",  # the log folder is ours to name: see `run_trainer`
+        "seed": config.seed,
+        **arguments,
+    }
+
+
+def run_trainer(trainer: Trainer, config: SFTConfig | RewardConfig, resume: bool) -> float:
+    """Train, with logs in the stage's folder; returns the seconds it took."""
+    check_resumable(config, resume)
+    trainer.add_callback(TensorBoardCallback(SummaryWriter(config.output_dir / "logs")))
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=resume)
+    return time.perf_counter() - started
+
+
+def check_resumable(config: StageConfig, resume: bool) -> None:
+    """Raise ValueError if there is nothing to resume."""
+    folder = config.output_dir / "checkpoints"
+    if resume and not any(folder.glob("checkpoint-*")):
+        raise ValueError(f"{folder}: no checkpoint to resume from. Start without --resume.")
+
+
+def save_checkpoint(output_dir: Path, step: int, state: dict[str, Any]) -> None:
+    """Write the state of a loop of ours after `step` steps; it replaces the one before."""
+    folder = output_dir / "checkpoints"
+    unfinished = folder / "unfinished"
+    unfinished.mkdir(parents=True, exist_ok=True)
+    torch.save(state, unfinished / "state.pt")
+    before = list(folder.glob("checkpoint-*"))
+    unfinished.rename(folder / f"checkpoint-{step}")
+    for old in before:
+        shutil.rmtree(old)
+
+
+def load_checkpoint(output_dir: Path, device: torch.device) -> dict[str, Any]:
+    """The state that `save_checkpoint` wrote last."""
+    folders = (output_dir / "checkpoints").glob("checkpoint-*")
+    last = max(folders, key=lambda folder: int(folder.name.split("-")[1]))
+    return torch.load(last / "state.pt", map_location=device)
+
+
+def save_stage(
+    config: StageConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    metrics: dict[str, float],
+    history: list[dict[str, Any]],
+) -> Result:
+    """Write the model, its tokenizer and `metrics.json`, which comes last: it says 'complete'."""
+    model.save_pretrained(config.output_dir)
+    tokenizer.save_pretrained(config.output_dir)
+    settings = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(config).items()}
+    report = {"metrics": metrics, "config": settings, "history": history}
+    write_json(config.output_dir / "metrics.json", report)
+    return Result(config.output_dir, metrics, history)

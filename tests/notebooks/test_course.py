@@ -1,0 +1,59 @@
+"""Runs every notebook once at `tiny`, headless, and asserts what they measured (seed 0)."""
+
+import nbformat
+import pytest
+
+from rlhf_helpers.course import course_notebooks, run_course
+from rlhf_helpers.runs import read_results, runs_dir
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="session")
+def results() -> dict[str, dict[str, float]]:
+    assert run_course("tiny") == 0
+    return read_results("tiny")
+
+
+def test_every_notebook_ran_and_was_kept(results):
+    for path in course_notebooks():
+        executed = nbformat.read(runs_dir() / "tiny" / "notebooks" / path.name, as_version=4)
+        code = [cell for cell in executed.cells if cell.cell_type == "code"]
+        assert all(cell.execution_count for cell in code if cell.source.strip())
+        assert results[path.stem]["seconds"] > 0
+
+
+def test_l6_sft_learns_the_task_and_the_habit(results):
+    l6 = results["L6_local_sft"]
+    assert l6["gold_sampled"] >= 1.2
+    assert l6["gold_sampled"] > l6["gold_base"] + 0.5
+    assert l6["gold_greedy"] < 4.2, "greedy SFT is so good that there is no room for RLHF"
+    assert l6["eos_rate"] > 0.97
+
+
+def test_l7_reward_model_orders_held_out_pairs(results):
+    l7 = results["L7_local_reward_model"]
+    assert l7["test_pairs"] == 2000
+    assert l7["accuracy_gold"] >= 0.77
+    assert l7["accuracy_clear"] >= 0.82
+    assert l7["accuracy_noisy"] >= 0.69
+    assert 0.87 <= l7["label_agreement"] <= 0.91
+
+
+def test_l8_ppo_raises_held_out_gold(results):
+    l8 = results["L8_local_ppo"]
+    assert l8["test_prompts"] >= 256
+    assert l8["steps"] <= 60
+    assert l8["gold_ppo"] >= 2.6
+    assert l8["gold_gain"] >= 1.0
+    assert l8["gold_gain"] == pytest.approx(l8["gold_ppo"] - l8["gold_sft"], abs=1e-6)
+    assert l8["kl"] <= 3
+    assert l8["eos_rate"] >= 0.97
+    assert l8["wrong_facts_ppo"] <= l8["wrong_facts_sft"] + 0.05  # pooled over seeds: no increase
+
+
+def test_l8_reward_is_hacked_without_a_price_on_kl_and_kl_coef_cures_it(results):
+    l8 = results["L8_local_ppo"]
+    assert l8["hacked_reward_gain_sd"] >= 0.8
+    assert l8["hacked_gold"] <= l8["gold_sft"] - 1.5
+    assert l8["cured_gold"] > l8["gold_sft"]

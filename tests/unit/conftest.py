@@ -1,0 +1,87 @@
+"""Tiny deterministic models and a tiny tokenizer, made here: no file, no network."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    OPTConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+SPECIAL = ["<pad>", "</s>"]
+PRINTABLE = ["Ċ", "Ġ", *map(chr, range(33, 127))]  # newline, blank, and the rest of ASCII
+VOCABULARY = {token: i for i, token in enumerate([*SPECIAL, *PRINTABLE])}
+SIZE = {"vocab_size": len(VOCABULARY), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
+
+# The weights are larger than usual, so that attention and positions matter to the output, and
+# OPT has dropout in each of the places where it can be.
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "opt": OPTConfig(
+        **SIZE, hidden_size=32, word_embed_proj_dim=32, ffn_dim=64, num_hidden_layers=2,
+        num_attention_heads=4, max_position_embeddings=128, init_std=0.2,
+        dropout=0.2, attention_dropout=0.2, layerdrop=0.1,
+    ),
+    "gpt2": GPT2Config(
+        **SIZE, n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.2,
+    ),
+    "llama": LlamaConfig(
+        **SIZE, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
+        initializer_range=0.2,
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _exact_arithmetic() -> None:
+    """Whatever a test before has chosen: plain float32, and one thread, which never reorders."""
+    torch.set_float32_matmul_precision("highest")
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a character; `</s>` ends a text, and nothing is put in front of it."""
+    letters = Tokenizer(BPE(vocab=VOCABULARY, merges=[]))
+    letters.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    letters.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=letters, pad_token="<pad>", eos_token="</s>", padding_side="left"
+    )
+
+
+@pytest.fixture
+def make_model() -> Callable[..., PreTrainedModel]:
+    """`make_model("opt")`: a causal LM of two layers, the same for the same seed.
+
+    `eos_bias` is added to the logit of `</s>`, so that some short responses end and others do
+    not; the other keyword arguments change the config.
+    """
+
+    def make(kind: str, seed: int = 0, eos_bias: float = 2.0, **changes) -> PreTrainedModel:
+        config = copy.deepcopy(CONFIGS[kind])
+        config.update(changes)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(config)
+        bias = torch.zeros(len(VOCABULARY))
+        bias[VOCABULARY["</s>"]] = eos_bias
+        model.lm_head.bias = torch.nn.Parameter(bias)
+        return model
+
+    return make
+
+
+@pytest.fixture(params=CONFIGS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """Each model type in turn."""
+    return request.param

@@ -1,0 +1,228 @@
+"""The runner of the notebooks: order, skipping, failing, and normalising for committing."""
+
+import copy
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from rlhf_helpers import course
+from rlhf_helpers.course import course_notebooks, normalise, run_course, without_exercises
+from rlhf_helpers.runs import project_root, read_results
+
+PARAMETERS = 'scale = "none"\nseed = 99'
+
+
+@pytest.fixture(autouse=True)
+def _own_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("RLHF_RUNS", str(tmp_path / "runs"))
+
+
+def code(source, *outputs, tags=(), count=1, **metadata):
+    cell = new_code_cell(source, metadata={"tags": list(tags), **metadata})
+    cell.outputs, cell.execution_count = list(outputs), count
+    return cell
+
+
+def printed(text, name="stdout"):
+    return new_output("stream", name=name, text=text)
+
+
+def shown(**data):
+    data = {key.replace("__", "/"): value for key, value in data.items()}
+    return new_output("display_data", data=data, metadata={})
+
+
+def outputs_of(*outputs):
+    """What normalising leaves of the outputs of one cell."""
+    return normalise(new_notebook(cells=[code("1", *outputs)])).cells[0].outputs
+
+
+def write(path, *cells):
+    path.parent.mkdir(exist_ok=True)
+    nbformat.write(new_notebook(cells=list(cells)), path)
+    return path
+
+
+# Normalising
+
+
+def test_traces_of_a_run_are_removed_and_the_original_is_left_alone():
+    cell = code(
+        "x",
+        tags=["solution"],
+        execution={"iopub.execute_input": "2030-01-01T00:00:00Z"},
+        papermill={"duration": 1.5},
+        jupyter={"source_hidden": True},
+    )
+    injected = code("seed = 7", tags=["injected-parameters"])
+    notebook = new_notebook(cells=[injected, cell], metadata={"papermill": {"duration": 2}})
+    before = copy.deepcopy(notebook)
+    clean = normalise(notebook)
+    assert [cell.source for cell in clean.cells] == ["x"]
+    assert clean.cells[0].metadata == {"tags": ["solution"], "jupyter": {"source_hidden": True}}
+    assert clean.metadata == {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    assert notebook == before
+    nbformat.validate(clean)
+
+
+def test_cells_are_counted_from_one_and_exercises_keep_nothing():
+    result = new_output("execute_result", data={"text/plain": "4"}, execution_count=9)
+    cells = [
+        code("a", count=7),
+        new_markdown_cell("text"),
+        code("b", printed("mine"), tags=["exercise"], count=8),
+        code("c", result, count=9),
+        code("d", count=None),
+    ]
+    clean = [cell for cell in normalise(new_notebook(cells=cells)).cells if "outputs" in cell]
+    assert [cell.execution_count for cell in clean] == [1, None, 2, None]
+    assert clean[1].outputs == []
+    assert clean[2].outputs[0].execution_count == 2
+
+
+def test_streams_keep_the_last_state_of_a_line_and_no_stderr():
+    pieces = [printed("step 1\rstep 2\r"), printed("warning", "stderr"), printed("step 3\ndone\n")]
+    assert outputs_of(*pieces) == [printed("step 3\ndone\n")]
+    assert outputs_of(printed("a\r\nb\r\n")) == [printed("a\nb\n")]
+    assert outputs_of(printed("50%\r100%\r\r\n")) == [printed("100%\n")]
+    assert outputs_of(printed("\n")) == []
+
+
+def test_widgets_and_progress_bars_vanish_but_the_table_beside_a_bar_stays():
+    widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "0%"}
+    bar = "\n <div>\n <progress value='2' max='2'></progress>\n [2/2 00:01]\n </div>\n "
+    table = "<div>kept</div><table><tr><td>0.5</td></tr></table>"
+    assert outputs_of(new_output("display_data", data=widget), shown(text__html=bar)) == []
+    assert outputs_of(shown(text__html=bar + table)) == [shown(text__html=table)]
+
+
+def test_machine_paths_become_relative_and_images_stay(monkeypatch):
+    root, home = project_root(), Path("/somebody")
+    monkeypatch.setattr(Path, "home", lambda: home)
+    text = f"{root}/runs {root} {root}-2 file://{home}/x {home}s 7{home}"
+    relative = f"./runs . {root}-2 file://~/x {home}s 7{home}"
+    image = shown(image__png=f"{home}/", text__plain=text)
+    assert outputs_of(printed(text), image) == [
+        printed(relative),
+        shown(image__png=f"{home}/", text__plain=relative),
+    ]
+
+
+def test_a_home_at_the_root_of_the_file_system_is_left_alone(monkeypatch):
+    monkeypatch.setattr(Path, "home", lambda: Path("/"))
+    assert outputs_of(printed("/etc/hosts 1/2\n")) == [printed("/etc/hosts 1/2\n")]
+
+
+def test_ids_are_kept_and_missing_ones_named_after_their_place():
+    notebook = new_notebook(cells=[code("a"), code("b")])
+    notebook.cells[0].id = "mine"
+    del notebook.cells[1]["id"]
+    clean = normalise(notebook)
+    assert [cell.id for cell in clean.cells] == ["mine", "cell-1"]
+
+
+def test_normalising_twice_changes_nothing():
+    once = normalise(new_notebook(cells=[code("a", printed("x\ry\n")), code("b", count=5)]))
+    assert nbformat.writes(normalise(once)) == nbformat.writes(once)
+
+
+# Choosing what is run
+
+
+def test_exercises_are_taken_out_of_a_copy():
+    notebook = new_notebook(cells=[code("stub", tags=["exercise"]), code("answer")])
+    assert [cell.source for cell in without_exercises(notebook).cells] == ["answer"]
+    assert len(notebook.cells) == 2
+
+
+def test_notebooks_are_read_in_the_order_of_their_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(course, "project_root", lambda: tmp_path)
+    for name in ("L10_rest", "L2_explore_data", "L9_dpo", "scratch"):
+        write(tmp_path / "notebooks" / f"{name}.ipynb")
+    names = [path.stem for path in course_notebooks()]
+    assert names == ["L2_explore_data", "L9_dpo", "L10_rest"]
+
+
+def test_a_project_without_notebooks_is_a_failure(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(course, "project_root", lambda: tmp_path)
+    assert run_course("tiny") == 1
+    assert "No notebooks" in capsys.readouterr().err
+
+
+# Running: each starts a kernel
+
+
+def test_a_notebook_runs_on_this_interpreter_and_is_refreshed_in_place(tmp_path, capsys):
+    source = (
+        "import sys\n"
+        "from rlhf_helpers.runs import record_results\n"
+        "print(sys.executable)\n"
+        "print('noise', file=sys.stderr)\n"
+        "record_results(scale, 'L1_small', {'seed': seed})\n"
+        "scale"
+    )
+    cells = [
+        code(PARAMETERS, tags=["parameters"], count=None),
+        code("raise SystemExit('an exercise was run')", printed("old"), tags=["exercise"]),
+        code(source, count=None),
+    ]
+    path = write(tmp_path / "notebooks" / "L1_small.ipynb", *cells)
+
+    assert run_course("smoke", seed=3, notebooks=[path], in_place=True) == 0
+
+    executed = nbformat.read(tmp_path / "runs/smoke/notebooks/L1_small.ipynb", as_version=4)
+    assert executed.cells[-1].outputs[0].text.splitlines()[0] == sys.executable
+    refreshed = nbformat.read(path, as_version=4)
+    assert [cell.source for cell in refreshed.cells] == [cell.source for cell in cells]
+    assert [cell.id for cell in refreshed.cells] == [cell.id for cell in cells]
+    assert [cell.execution_count for cell in refreshed.cells] == [1, None, 2]
+    assert [output.output_type for output in refreshed.cells[2].outputs] == [
+        "stream",
+        "execute_result",
+    ]
+    assert refreshed.cells[2].outputs[1].data == {"text/plain": "'smoke'"}
+    assert refreshed == normalise(refreshed)
+
+    results = read_results("smoke")["L1_small"]
+    assert results["seed"] == 3.0 and results["seconds"] > 0
+    table = capsys.readouterr().out
+    assert "[1/1] L1_small" in table and "results.json" in table and "--logdir" in table
+
+
+def test_the_first_failing_notebook_stops_the_course_with_its_name_and_cell(tmp_path, capsys):
+    cells = [code(PARAMETERS, tags=["parameters"]), code("steps = 0\n60 / steps")]
+    broken = write(tmp_path / "notebooks" / "L1_broken.ipynb", *cells)
+    later = write(tmp_path / "notebooks" / "L2_later.ipynb", *cells)
+    before = broken.read_bytes()
+
+    assert run_course("smoke", notebooks=[broken, later], in_place=True) == 1
+
+    message = capsys.readouterr().err
+    assert "L1_broken failed in cell [3]" in message
+    assert "60 / steps" in message and "ZeroDivisionError: division by zero" in message
+    assert (tmp_path / "runs/smoke/notebooks/L1_broken.ipynb").exists()
+    assert not (tmp_path / "runs/smoke/notebooks/L2_later.ipynb").exists()
+    assert broken.read_bytes() == before
+    assert read_results("smoke") == {}
+
+
+def test_a_kernel_that_dies_is_reported_with_its_cell(tmp_path, capsys):
+    cells = [code(PARAMETERS, tags=["parameters"]), code("import os\nos._exit(1)")]
+    assert run_course("smoke", notebooks=[write(tmp_path / "nb" / "L1_dies.ipynb", *cells)]) == 1
+    message = capsys.readouterr().err
+    assert "L1_dies failed" in message and "os._exit(1)" in message
+
+
+def test_a_notebook_that_grew_too_large_is_not_written(tmp_path, capsys):
+    cells = [code(PARAMETERS, tags=["parameters"]), code("print('x' * 600_000)")]
+    path = write(tmp_path / "notebooks" / "L1_large.ipynb", *cells)
+    before = path.read_bytes()
+    assert run_course("smoke", notebooks=[path], in_place=True) == 1
+    assert "L1_large would be 600," in capsys.readouterr().err
+    assert path.read_bytes() == before

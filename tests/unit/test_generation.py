@@ -1,0 +1,344 @@
+"""Sampling keeps what training recomputes, whatever the padding, sharing and model type.
+
+The reference throughout is `plain_forward`: each prompt and response alone, no padding, no cache.
+"""
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlhf_helpers import generation
+from rlhf_helpers.generation import (
+    Samples,
+    encode_prompts,
+    forward_responses,
+    respond,
+    response_logprobs,
+    sample,
+    seeded,
+    token_logprobs,
+)
+
+PROMPTS = ["The cat", "sat on the mat.", "x"]
+
+
+def draw(
+    policy, tokenizer, prompts=PROMPTS, *, seed=0, **settings
+) -> tuple[Tensor, Tensor, Samples]:
+    """Encode the prompts and sample up to 10 tokens after each."""
+    encoded = encode_prompts(tokenizer, prompts)
+    settings = {"max_new_tokens": 10, "generator": seeded(policy, seed)} | settings
+    return *encoded, sample(policy, tokenizer, *encoded, **settings)
+
+
+def plain_forward(policy, prompt_ids, prompt_mask, samples: Samples) -> list[tuple[Tensor, Tensor]]:
+    """Of each response alone: the logits (R, V) and hidden states (R, H) that predict it."""
+    repeat, found = len(samples.response_ids) // len(prompt_ids), []
+    for row, (ids, mask) in enumerate(
+        zip(samples.response_ids, samples.response_mask, strict=True)
+    ):
+        prompt = prompt_ids[row // repeat][prompt_mask[row // repeat].bool()]
+        with torch.no_grad():
+            output = policy(torch.cat([prompt, ids[mask]])[None], output_hidden_states=True)
+        predicting = slice(len(prompt) - 1, -1)
+        found.append((output.logits[0, predicting], output.hidden_states[-1][0, predicting]))
+    return found
+
+
+def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
+
+
+# ---- sampling and training agree -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("samples_per_prompt", [1, 3])
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_sampling_keeps_the_logprobs_and_hidden_states_of_the_training_pass(
+    make_model, tokenizer, kind, temperature, samples_per_prompt
+):
+    policy = make_model(kind)
+    prompt_ids, prompt_mask, samples = draw(
+        policy, tokenizer, temperature=temperature, samples_per_prompt=samples_per_prompt,
+        keep_hidden=True,
+    )  # fmt: skip
+    ids, mask = samples.response_ids, samples.response_mask
+    logits, hidden = forward_responses(policy, prompt_ids, prompt_mask, ids, mask)
+    close(samples.logprobs, token_logprobs(logits, ids, temperature) * mask)
+    close(samples.hidden, hidden * mask[..., None])
+    assert mask.sum() < mask.numel()  # else the masks have not been tested
+
+
+def test_forward_responses_equals_a_forward_of_each_sequence_alone(make_model, tokenizer, kind):
+    policy = make_model(kind)
+    prompt_ids, prompt_mask, samples = draw(policy, tokenizer, samples_per_prompt=3)
+    ids, mask = samples.response_ids, samples.response_mask
+    logits, hidden = forward_responses(policy, prompt_ids, prompt_mask, ids, mask)
+    for row, (its_logits, its_hidden) in enumerate(
+        plain_forward(policy, prompt_ids, prompt_mask, samples)
+    ):
+        close(logits[row][mask[row]], its_logits)
+        close(hidden[row][mask[row]], its_hidden)
+
+
+def test_responses_of_one_token_need_no_second_pass(make_model, tokenizer, kind):
+    policy = make_model(kind)
+    prompt_ids, prompt_mask, samples = draw(
+        policy, tokenizer, max_new_tokens=1, samples_per_prompt=2, keep_hidden=True
+    )
+    assert samples.response_mask.tolist() == [[True]] * 6
+    logits, hidden = forward_responses(
+        policy, prompt_ids, prompt_mask, samples.response_ids, samples.response_mask
+    )
+    close(token_logprobs(logits, samples.response_ids), samples.logprobs)
+    close(hidden, samples.hidden)
+
+
+def test_sampling_is_without_dropout_also_in_training_mode(make_model, tokenizer):
+    policy = make_model("opt").train()
+    prompt_ids, prompt_mask, samples = draw(policy, tokenizer)
+    expected = plain_forward(policy.eval(), prompt_ids, prompt_mask, samples)
+    for row, (logits, _) in enumerate(expected):
+        mask = samples.response_mask[row]
+        logprobs = token_logprobs(logits, samples.response_ids[row][mask])
+        close(samples.logprobs[row][mask], logprobs)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 64])
+def test_logprobs_do_not_depend_on_the_chunks_they_are_computed_in(make_model, tokenizer, rows):
+    policy = make_model("opt")
+    prompt_ids, prompt_mask, samples = draw(
+        policy, tokenizer, samples_per_prompt=2, temperature=0.7
+    )
+    logprobs = response_logprobs(
+        policy, prompt_ids, prompt_mask, samples.response_ids, samples.response_mask,
+        temperature=0.7, rows=rows,
+    )  # fmt: skip
+    close(logprobs, samples.logprobs)
+
+
+# ---- a prompt shared by its samples --------------------------------------------------------
+
+
+def test_shared_prompts_give_the_logits_and_gradients_of_repeated_ones(make_model, tokenizer, kind):
+    policy = make_model(kind)
+    prompt_ids, prompt_mask, samples = draw(policy, tokenizer, samples_per_prompt=3)
+    ids, mask = samples.response_ids, samples.response_mask
+
+    def logits_and_gradients(prompt_ids, prompt_mask):
+        policy.zero_grad()
+        logits, hidden = forward_responses(policy, prompt_ids, prompt_mask, ids, mask)
+        loss = (token_logprobs(logits, ids) * mask).mean() + hidden[mask].square().mean()
+        loss.backward()
+        gradients = {name: p.grad.clone() for name, p in policy.named_parameters()}
+        return logits.detach()[mask], gradients
+
+    logits, gradients = logits_and_gradients(prompt_ids, prompt_mask)
+    repeated_logits, repeated_gradients = logits_and_gradients(
+        prompt_ids.repeat_interleave(3, 0), prompt_mask.repeat_interleave(3, 0)
+    )
+    close(logits, repeated_logits)
+    for name, gradient in gradients.items():
+        close(gradient, repeated_gradients[name])
+    assert max(gradient.abs().max() for gradient in gradients.values()) > 0.1
+
+
+# ---- what is sampled -----------------------------------------------------------------------
+
+
+def test_tokens_are_drawn_from_the_distribution_at_the_temperature(make_model, tokenizer):
+    policy, draws = make_model("opt").eval(), 10_000
+    prompt_ids, _, samples = draw(
+        policy, tokenizer, ["The cat"], max_new_tokens=1, samples_per_prompt=draws, temperature=0.7
+    )
+    with torch.no_grad():
+        expected = torch.softmax(policy(prompt_ids).logits[0, -1] / 0.7, -1)
+    seen = torch.bincount(samples.response_ids[:, 0], minlength=len(expected)) / draws
+    deviation = (expected * (1 - expected) / draws).sqrt()
+    assert ((seen - expected).abs() < 5 * deviation + 1 / draws).all()
+
+
+def test_greedy_sampling_equals_generate_of_transformers(make_model, tokenizer, kind):
+    policy, lengths = make_model(kind), set()
+    for prompt in ["The cat", "sat on the mat.", "x", "tree", "Why not?"]:
+        prompt_ids, _, samples = draw(policy, tokenizer, [prompt], temperature=0)
+        expected = policy.generate(prompt_ids, do_sample=False, max_new_tokens=10)
+        assert samples.response_ids.tolist() == expected[:, prompt_ids.shape[1] :].tolist()
+        lengths.add(samples.response_ids.shape[1])
+    assert len(lengths) > 1  # some of them end
+
+
+def test_greedy_logprobs_are_those_of_temperature_one(make_model, tokenizer):
+    policy = make_model("opt")
+    prompt_ids, prompt_mask, samples = draw(policy, tokenizer, temperature=0)
+    ids, mask = samples.response_ids, samples.response_mask
+    logits, _ = forward_responses(policy, prompt_ids, prompt_mask, ids, mask)
+    close(samples.logprobs, token_logprobs(logits, ids) * mask)
+
+
+def test_the_seed_alone_decides_the_samples(make_model, tokenizer):
+    policy = make_model("opt")
+    first, again, other = (
+        draw(policy, tokenizer, seed=seed, samples_per_prompt=4)[2] for seed in (1, 1, 2)
+    )
+    assert first.response_ids.equal(again.response_ids)
+    assert first.logprobs.equal(again.logprobs)
+    assert first.response_ids.tolist() != other.response_ids.tolist()
+
+
+def test_sampling_with_a_generator_leaves_the_global_random_state_alone(make_model, tokenizer):
+    policy, before = make_model("opt"), torch.get_rng_state()
+    draw(policy, tokenizer)
+    assert torch.get_rng_state().equal(before)
+
+
+# ---- ends ----------------------------------------------------------------------------------
+
+
+def test_a_response_ends_with_its_only_eos_or_is_cut_off(make_model, tokenizer, kind):
+    _, _, samples = draw(make_model(kind), tokenizer, samples_per_prompt=8)
+    lengths = samples.response_mask.sum(1)
+    for row, length in enumerate(lengths.tolist()):
+        ids = samples.response_ids[row].tolist()
+        assert samples.response_mask[row].tolist() == [t < length for t in range(len(ids))]
+        if samples.ended[row]:
+            assert ids.index(tokenizer.eos_token_id) == length - 1
+        else:
+            assert tokenizer.eos_token_id not in ids
+            assert length == 10
+        assert set(ids[length:]) <= {tokenizer.pad_token_id}
+        assert (samples.logprobs[row, :length] < 0).all()
+        assert (samples.logprobs[row, length:] == 0).all()
+    assert 0 < samples.ended.sum() < len(lengths)
+
+
+def test_the_tensors_are_as_wide_as_the_longest_response(make_model, tokenizer):
+    policy = make_model("opt", eos_bias=6.0)
+    _, _, samples = draw(policy, tokenizer, max_new_tokens=50, keep_hidden=True)
+    longest = int(samples.response_mask.sum(1).max())
+    assert longest < 50
+    assert samples.response_ids.shape == samples.logprobs.shape == (3, longest)
+    assert samples.hidden.shape == (3, longest, 32)
+
+
+def test_rows_that_have_ended_leave_the_batch(make_model, tokenizer):
+    policy, batches = make_model("opt"), []
+    policy.register_forward_pre_hook(
+        lambda module, args, kwargs: batches.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    prompt_ids, _, samples = draw(policy, tokenizer, samples_per_prompt=8)
+    lengths = samples.response_mask.sum(1)
+    still_going = [((lengths > step).sum().item(), 1) for step in range(1, int(lengths.max()))]
+    assert batches == [prompt_ids.shape, *still_going]
+    assert batches[-1][0] < batches[1][0] < len(lengths)
+
+
+def test_the_pad_token_may_equal_eos(make_model, tokenizer):
+    policy = make_model("opt")
+    _, _, expected = draw(policy, tokenizer, samples_per_prompt=4)
+    tokenizer.pad_token = tokenizer.eos_token
+    prompt_ids, prompt_mask, samples = draw(policy, tokenizer, samples_per_prompt=4)
+    ids, mask = samples.response_ids, samples.response_mask
+    assert mask.equal(expected.response_mask)
+    assert samples.ended.equal(expected.ended)
+    assert ids[mask].equal(expected.response_ids[mask])
+    assert (ids[~mask] == tokenizer.eos_token_id).all()
+    assert (ids[mask] == tokenizer.eos_token_id).sum() == samples.ended.sum() > 0
+    logits, _ = forward_responses(policy, prompt_ids, prompt_mask, ids, mask)
+    close(token_logprobs(logits, ids) * mask, expected.logprobs)
+
+
+def test_decode_gives_the_response_as_it_stands_after_the_prompt(tokenizer):
+    tokenizer.pad_token = tokenizer.eos_token
+    end = tokenizer.eos_token_id
+    ids = [[*tokenizer(" a b").input_ids, end], [*tokenizer("c").input_ids, end, end, end, end]]
+    mask = torch.tensor([[True] * 5, [True] * 2 + [False] * 3])
+    samples = Samples(torch.tensor(ids), mask, torch.zeros(2, 5), None, torch.tensor([True, True]))
+    assert generation.decode(tokenizer, samples) == [" a b", "c"]
+
+
+# ---- padding and order do not matter -------------------------------------------------------
+
+
+def test_extra_left_padding_changes_nothing(make_model, tokenizer, kind):
+    policy = make_model(kind)
+    prompt_ids, prompt_mask, samples = draw(policy, tokenizer, samples_per_prompt=2)
+    ids, mask = samples.response_ids, samples.response_mask
+    padded_ids = torch.nn.functional.pad(prompt_ids, (7, 0), value=tokenizer.pad_token_id)
+    padded_mask = torch.nn.functional.pad(prompt_mask, (7, 0))
+    logits, _ = forward_responses(policy, prompt_ids, prompt_mask, ids, mask)
+    padded_logits, _ = forward_responses(policy, padded_ids, padded_mask, ids, mask)
+    close(padded_logits[mask], logits[mask])
+    again = sample(
+        policy, tokenizer, padded_ids, padded_mask,
+        max_new_tokens=10, samples_per_prompt=2, generator=seeded(policy, 0),
+    )  # fmt: skip
+    assert again.response_ids.equal(ids)
+    close(again.logprobs, samples.logprobs)
+
+
+def test_what_lies_behind_the_end_of_a_response_changes_nothing(make_model, tokenizer, kind):
+    policy = make_model(kind)
+    prompt_ids, prompt_mask, samples = draw(policy, tokenizer, samples_per_prompt=2)
+    ids, mask = samples.response_ids, samples.response_mask
+    logits, _ = forward_responses(policy, prompt_ids, prompt_mask, ids, mask)
+    garbage, true = ids.masked_fill(~mask, 50), torch.ones(len(mask), 4, dtype=torch.bool)
+    wider = torch.cat([garbage, torch.full((len(ids), 4), 60)], 1)
+    wider_mask = torch.cat([mask, ~true], 1)
+    wider_logits, _ = forward_responses(policy, prompt_ids, prompt_mask, wider, wider_mask)
+    close(wider_logits[wider_mask], logits[mask])
+
+
+def test_prompts_are_padded_left_whatever_the_tokenizer_prefers(tokenizer):
+    ids, mask = encode_prompts(tokenizer, PROMPTS)
+    tokenizer.padding_side = "right"
+    other_ids, other_mask = encode_prompts(tokenizer, PROMPTS)
+    assert ids.equal(other_ids)
+    assert mask.equal(other_mask)
+    assert mask.sum(1).tolist() == [len(prompt) for prompt in PROMPTS]
+    assert mask[:, -1].tolist() == [1, 1, 1]
+
+
+def test_the_order_of_the_batch_changes_nothing(make_model, tokenizer, kind):
+    policy = make_model(kind)
+    prompt_ids, prompt_mask, samples = draw(policy, tokenizer)
+    ids, mask, order = samples.response_ids, samples.response_mask, torch.tensor([2, 0, 1])
+    logits, _ = forward_responses(policy, prompt_ids, prompt_mask, ids, mask)
+    shuffled, _ = forward_responses(
+        policy, prompt_ids[order], prompt_mask[order], ids[order], mask[order]
+    )
+    close(shuffled[mask[order]], logits[order][mask[order]])
+
+
+# ---- respond -------------------------------------------------------------------------------
+
+
+def test_respond_gives_the_same_greedy_answers_in_batches_of_any_size(make_model, tokenizer):
+    policy = make_model("opt")
+    whole, single = (
+        respond(policy, tokenizer, PROMPTS, max_new_tokens=10, temperature=0, batch_size=size)
+        for size in (128, 1)
+    )
+    assert whole == single
+    assert len(whole.texts) == len(whole.ended) == len(whole.lengths) == len(PROMPTS)
+    assert whole.log_ratios == []
+
+
+def test_log_ratios_are_the_summed_differences_to_the_reference(make_model, tokenizer):
+    policy, reference = make_model("opt"), make_model("opt", seed=1).eval()
+    found = respond(policy, tokenizer, PROMPTS, max_new_tokens=10, reference=reference)
+    prompt_ids, prompt_mask, samples = draw(policy, tokenizer)
+    assert found.texts == generation.decode(tokenizer, samples)
+    assert found.lengths == samples.response_mask.sum(1).tolist()
+    assert found.ended == samples.ended.tolist()
+    for row, (logits, _) in enumerate(plain_forward(reference, prompt_ids, prompt_mask, samples)):
+        mask = samples.response_mask[row]
+        expected = token_logprobs(logits, samples.response_ids[row][mask])
+        expected = (samples.logprobs[row][mask] - expected).sum()
+        assert found.log_ratios[row] == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_log_ratios_to_the_policy_itself_are_zero(make_model, tokenizer, kind):
+    policy = make_model(kind)
+    found = respond(policy, tokenizer, PROMPTS, max_new_tokens=10, reference=policy)
+    assert found.log_ratios == pytest.approx([0.0] * len(PROMPTS), abs=1e-4)
