@@ -1,0 +1,207 @@
+"""Evaluation: intervals, and policies and reward models whose numbers are known by hand."""
+
+import math
+
+import pandas as pd
+import pytest
+
+from rlhf_helpers import generation
+from rlhf_helpers.evaluation import (
+    evaluate_policy,
+    evaluate_reward_model,
+    standard_error,
+    wilson_interval,
+)
+from rlhf_helpers.generation import Responses
+from rlhf_helpers.models import load_policy, load_tokenizer
+from rlhf_helpers.scales import Scale
+from rlhf_helpers.schemas import format_prompt, format_response
+
+POST = (
+    "r/work: I (30F) have a problem with my boss. My chief makes jokes about my accent in "
+    "meetings. This has gone on for twenty-four months. I barely sleep these days. To be fair, I "
+    "yelled at them once and that was useless. Should I just leave? [summary]: "
+)
+# Gold: 4.5; also 4.5; 4.5 less the duration, 0.5; relation and problem alone, 2.0.
+PERFECT = "My boss mocks my accent for two years, tried yelling. Should I leave?"
+AS_GOOD = "My boss mocks my accent (two years). I tried yelling. Should I leave?"
+CLOSE = "My boss mocks my accent, tried yelling. Should I leave?"
+SHORT = "My boss mocks my accent."
+GOLD = {PERFECT: 4.5, AS_GOOD: 4.5, CLOSE: 4.0, SHORT: 2.0}
+
+
+def scorer(scores: dict[str, float], prompt: str = format_prompt(POST)):
+    """A reward model that knows what each response to one prompt scores."""
+    whole = {prompt + format_response(text): score for text, score in scores.items()}
+    return lambda texts: [whole[text] for text in texts]
+
+
+# Intervals
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [  # Newcombe 1998, table I, method 3
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_intervals_are_those_of_newcombe(successes, trials, low, high):
+    found = wilson_interval(successes, trials)
+    assert found == pytest.approx((low, high), abs=6e-5)
+    mirrored = wilson_interval(trials - successes, trials)
+    assert mirrored == pytest.approx((1 - found[1], 1 - found[0]))
+
+
+def test_wilson_intervals_stay_within_0_and_1_and_hold_the_share():
+    for trials in (1, 2, 10, 500):
+        for successes in {0, 1, trials // 2, trials}:
+            low, high = wilson_interval(successes, trials)
+            assert -1e-12 <= low <= successes / trials + 1e-12
+            assert successes / trials - 1e-12 <= high <= 1 + 1e-12
+
+
+def test_the_standard_error_of_a_mean():
+    assert standard_error(pd.Series([1.0, 2.0, 3.0, 4.0])) == pytest.approx(math.sqrt(5 / 3) / 2)
+
+
+# Reward models
+
+
+def preference(first: str, second: str, choice: int, input_text: str = POST) -> dict:
+    return {
+        "input_text": input_text, "candidate_0": first, "candidate_1": second, "choice": choice,
+    }  # fmt: skip
+
+
+PAIRS = [
+    preference(PERFECT, SHORT, 0),  # clear; the model and the label are right
+    preference(CLOSE, PERFECT, 1),  # close; the model is wrong
+    preference(PERFECT, AS_GOOD, 1),  # a tie; the model agrees with the label
+    preference(SHORT, AS_GOOD, 0),  # clear; the model is right, the label is noise
+]
+SCORES = {PERFECT: 1.0, AS_GOOD: 2.0, CLOSE: 1.5, SHORT: -1.0}
+
+
+def test_accuracy_against_labels_against_gold_and_where_it_is_clear():
+    metrics, table = evaluate_reward_model(scorer(SCORES), PAIRS)
+    assert metrics["pairs"] == 4
+    assert metrics["accuracy_noisy"] == 2 / 4
+    assert metrics["accuracy_gold"] == pytest.approx(2 / 3)  # the tie is left out
+    assert metrics["accuracy_clear"] == 2 / 2
+    for name, successes, trials in (("noisy", 2, 4), ("gold", 2, 3), ("clear", 2, 2)):
+        interval = (metrics[f"accuracy_{name}_low"], metrics[f"accuracy_{name}_high"])
+        assert interval == wilson_interval(successes, trials)
+    assert list(table["score_0"]) == [1.0, 1.5, 1.0, -1.0]
+    assert list(table["score_1"]) == [-1.0, 1.0, 2.0, 2.0]
+    assert list(table["choice"]) == [0, 1, 1, 0]
+    for i in (0, 1):
+        expected = [GOLD[pair[f"candidate_{i}"]] for pair in PAIRS]
+        assert list(table[f"gold_{i}"]) == pytest.approx(expected)
+
+
+def test_a_reward_model_reads_the_instruction_in_front_of_the_prompt():
+    prompt = format_prompt(POST, "Be brief.")
+    assert prompt.startswith("Be brief. r/work")
+    metrics, _ = evaluate_reward_model(scorer(SCORES, prompt), PAIRS, "Be brief.")
+    assert metrics["accuracy_gold"] == pytest.approx(2 / 3)
+
+
+def test_gold_is_left_out_where_nobody_knows_it():
+    other = "Translate `cheese` into French. "
+    pairs = [preference("fromage", "queso", 0, other)]
+    scores = scorer({"fromage": 1.0, "queso": 0.0}, format_prompt(other))
+    metrics, table = evaluate_reward_model(scores, pairs)
+    assert set(metrics) == {"pairs", "accuracy_noisy", "accuracy_noisy_low", "accuracy_noisy_high"}
+    assert metrics["accuracy_noisy"] == 1
+    assert not [name for name in table if "gold" in name]
+
+
+@pytest.mark.parametrize(
+    ("pair", "known"), [(PAIRS[1], {"noisy", "gold"}), (PAIRS[2], {"noisy"})], ids=["close", "tie"]
+)
+def test_an_accuracy_without_any_pair_is_left_out(pair, known):
+    metrics, _ = evaluate_reward_model(scorer(SCORES), [pair])
+    assert {name for name in ("noisy", "gold", "clear") if f"accuracy_{name}" in metrics} == known
+
+
+# Policies
+
+REFERENCE = object()
+REWARDS = {PERFECT: 2.0, SHORT: -1.0}
+PROMPTS = [{"input_text": POST}] * 2
+
+
+@pytest.fixture
+def answered(monkeypatch):
+    """Calls of `respond`, which answers with PERFECT and, cut off, with SHORT."""
+    calls = []
+
+    def respond(policy, tokenizer, prompts, *, reference=None, **settings):
+        calls.append({"prompts": prompts, **settings})
+        ratios = [0.5, 2.5] if reference is REFERENCE else []
+        return Responses([f" {PERFECT}", f" {SHORT}"], [True, False], [20, 48], ratios)
+
+    monkeypatch.setattr(generation, "respond", respond)
+    return calls
+
+
+def test_the_numbers_of_a_policy(answered):
+    metrics, table = evaluate_policy(
+        None, None, PROMPTS, reward_model=scorer(REWARDS), reference=REFERENCE, seed=3
+    )
+    assert metrics == pytest.approx(
+        {
+            "length": 34, "eos_rate": 0.5, "kl": 1.5, "reward": 0.5, "covered": 3.5, "wrong": 0,
+            "words": (13 + 5) / 2, "gold": 3.25, "gold_se": 1.25, "prompts": 2,
+        }
+    )  # fmt: skip
+    assert list(table["prompt"]) == [format_prompt(POST)] * 2
+    assert list(table["response"]) == [PERFECT, SHORT]
+    assert list(table["gold"]) == pytest.approx([4.5, 2.0])
+    assert answered == [
+        {"prompts": [format_prompt(POST)] * 2, "max_new_tokens": 48, "temperature": 1.0, "seed": 3}
+    ]
+
+
+def test_what_was_not_asked_for_is_left_out(answered):
+    metrics, table = evaluate_policy(None, None, PROMPTS, instruction="Be brief.")
+    assert not {"kl", "reward"} & {*metrics, *table}
+    assert metrics["gold"] == pytest.approx(3.25)
+    assert answered[0]["prompts"] == [format_prompt(POST, "Be brief.")] * 2
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_kl_is_known_at_temperature_1_only(answered, temperature):
+    metrics, _ = evaluate_policy(
+        None, None, PROMPTS, reference=REFERENCE, temperature=temperature
+    )
+    assert "kl" not in metrics
+    assert answered[0]["temperature"] == temperature
+
+
+@pytest.mark.parametrize("prompts", [["Hello?", "Cheese?"], [POST, "Cheese?"]])
+def test_prompts_that_are_not_of_the_little_world_have_no_gold(answered, prompts):
+    records = [{"input_text": prompt} for prompt in prompts]
+    metrics, table = evaluate_policy(None, None, records, reference=REFERENCE)
+    assert set(metrics) == {"length", "eos_rate", "kl", "prompts"}
+    assert set(table) == {"prompt", "response", "length", "eos_rate", "kl"}
+
+
+def test_a_real_policy():
+    policy = load_policy(Scale().base_model)
+    tokenizer = load_tokenizer(Scale().base_model)
+    prompts = [{"input_text": text} for text in (POST, POST.replace("yelled", "talked"), "r/work: ")]
+    settings = {"reference": policy, "max_new_tokens": 6}
+    sampled, table = evaluate_policy(policy, tokenizer, prompts[:2], **settings)
+    again, same = evaluate_policy(policy, tokenizer, prompts[:2], **settings)
+    pd.testing.assert_frame_equal(table, same)
+    assert sampled == again
+    assert sampled["kl"] == pytest.approx(0, abs=1e-4)
+    assert 1 <= sampled["length"] <= 6 and "gold" in sampled
+    _, other = evaluate_policy(policy, tokenizer, prompts[:2], **settings, seed=1)
+    assert list(other["response"]) != list(table["response"])
+    greedy, _ = evaluate_policy(policy, tokenizer, prompts, temperature=0.0, **settings)
+    assert set(greedy) == {"length", "eos_rate", "prompts"}

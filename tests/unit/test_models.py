@@ -1,0 +1,195 @@
+"""Loading models: precision, quantisation, dropout, LoRA and merging."""
+
+import copy
+import math
+
+import pytest
+import torch
+from transformers import OPTForCausalLM
+
+from rlhf_helpers import models
+from rlhf_helpers.models import (
+    add_lora,
+    attention,
+    load_policy,
+    load_tokenizer,
+    loading_options,
+    matmul_precision,
+    merge_adapter,
+    without_dropout,
+)
+from rlhf_helpers.scales import Scale
+
+BASE = Scale().base_model
+IDS = torch.tensor([[2, 70, 300, 41, 1500, 260, 33, 2]])
+
+
+@pytest.fixture(autouse=True)
+def _fresh_precision(monkeypatch):
+    """Each test measures anew; afterwards nothing of it is left."""
+    monkeypatch.delenv("RLHF_MATMUL_PRECISION", raising=False)
+    before = torch.get_float32_matmul_precision()
+    matmul_precision.cache_clear()
+    yield
+    matmul_precision.cache_clear()
+    torch.set_float32_matmul_precision(before)
+
+
+# Precision and attention
+
+
+@pytest.mark.parametrize("choice", ["highest", "high", "medium"])
+def test_the_environment_overrides_the_precision(monkeypatch, choice):
+    monkeypatch.setenv("RLHF_MATMUL_PRECISION", choice)
+    monkeypatch.setattr(models, "_measure_matmul", None)  # nothing needs to be measured
+    assert matmul_precision() == choice == torch.get_float32_matmul_precision()
+
+
+def test_without_the_environment_one_of_two_is_chosen_and_set():
+    assert matmul_precision() in ("highest", "medium")
+    assert torch.get_float32_matmul_precision() == matmul_precision()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "error", "choice"),
+    [(0.5, 1e-7, "medium"), (0.5, 1e-3, "highest"), (0.9, 1e-7, "highest"), (2, 1e-7, "highest")],
+)
+def test_medium_is_chosen_where_it_is_faster_at_the_same_error(monkeypatch, seconds, error, choice):
+    measured = {"highest": (1.0, 1e-7), "medium": (seconds, error)}
+    monkeypatch.setattr(models, "_measure_matmul", measured.get)
+    assert matmul_precision() == choice == torch.get_float32_matmul_precision()
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "expected"),
+    [("cpu", "medium", "eager"), ("cpu", "highest", "sdpa"), ("cuda", "medium", "sdpa")],
+)
+def test_plain_attention_goes_with_fast_matmuls_on_cpus(monkeypatch, device, precision, expected):
+    monkeypatch.setenv("RLHF_MATMUL_PRECISION", precision)
+    monkeypatch.setattr(models, "default_device", lambda: torch.device(device))
+    assert attention() == expected
+
+
+# Loading
+
+
+def test_options_of_each_number_of_bits():
+    assert loading_options()["dtype"] == loading_options(32)["dtype"] == torch.float32
+    assert loading_options(16)["dtype"] == torch.bfloat16
+    assert all("quantization_config" not in loading_options(bits) for bits in (32, 16))
+    assert loading_options(8)["quantization_config"].load_in_8bit
+    four = loading_options(4)["quantization_config"]
+    assert four.load_in_4bit and four.bnb_4bit_use_double_quant
+    assert four.bnb_4bit_quant_type == "nf4"
+
+
+@pytest.mark.parametrize("bits", [0, 2, 5, 64, -4])
+def test_other_numbers_of_bits_are_refused(bits):
+    with pytest.raises(ValueError, match=f"bits is {bits}; choose 32, 16, 8 or 4"):
+        loading_options(bits)
+
+
+def test_a_policy_is_loaded_in_full_precision_and_ready_to_sample():
+    policy = load_policy(BASE)
+    assert {parameter.dtype for parameter in policy.parameters()} == {torch.float32}
+    assert not policy.training
+
+
+def test_a_tokenizer_without_a_pad_token_gets_one(tokenizer, tmp_path):
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert (loaded.pad_token, loaded.padding_side) == ("</s>", "left")
+    assert load_tokenizer(BASE).pad_token == "<pad>"
+
+
+@pytest.mark.parametrize("load", [load_policy, load_tokenizer])
+def test_a_folder_that_is_not_there_is_named(load, tmp_path):
+    for path in (tmp_path / "none", str(tmp_path / "none"), "./none", "runs/tiny/none"):
+        with pytest.raises(FileNotFoundError, match=f"{path}: no such model. Train that stage"):
+            load(path)
+
+
+# Dropout
+
+
+def test_without_dropout_two_passes_in_training_are_the_same(make_model, kind):
+    model = make_model(kind).train()
+    ids = torch.arange(2, 42)[None]
+    logits = model(input_ids=ids).logits
+    if kind != "llama":  # which has none
+        assert not torch.equal(model(input_ids=ids).logits, logits)
+    assert without_dropout(model) is model
+    logits = model(input_ids=ids).logits
+    for _ in range(5):
+        assert torch.equal(model(input_ids=ids).logits, logits)
+    torch.testing.assert_close(model.eval()(input_ids=ids).logits, logits)
+
+
+# LoRA
+
+
+def lora(bits: int = 32):
+    """The base model with an adapter that does something."""
+    model = add_lora(load_policy(BASE, bits), 4)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.02, generator=generator)
+    return model.eval()
+
+
+def test_a_new_adapter_changes_nothing_and_is_all_that_trains():
+    model = add_lora(load_policy(BASE), 4)
+    torch.testing.assert_close(model(IDS).logits, load_policy(BASE)(IDS).logits)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert all("lora_" in name for name in trained)
+    layers = load_policy(BASE).config.num_hidden_layers
+    assert len(trained) == 2 * 6 * layers  # A and B of q, k, v, out, fc1, fc2
+
+
+@torch.no_grad()
+def test_merging_adds_the_adapter_to_the_weights():
+    model = lora()
+    expected = model(IDS).logits
+    base = load_policy(BASE)(IDS).logits
+    assert (expected - base).abs().max() > 0.1
+    merged = merge_adapter(model, BASE)
+    assert type(merged) is OPTForCausalLM
+    assert not [name for name, _ in merged.named_parameters() if "lora" in name]
+    torch.testing.assert_close(merged(IDS).logits, expected, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bits", [8, 4])
+def test_merging_an_adapter_of_a_quantised_model_uses_the_full_weights(tmp_path, bits):
+    quantised = lora(bits)
+    full = lora(32)
+    adapter = {k: v.float() for k, v in quantised.state_dict().items() if "lora_" in k}
+    assert not full.load_state_dict(adapter, strict=False).unexpected_keys
+    expected = full(IDS).logits
+
+    merged = merge_adapter(quantised, BASE)
+    assert type(merged) is OPTForCausalLM
+    assert {parameter.dtype for parameter in merged.parameters()} == {torch.float32}
+    assert not hasattr(merged.config, "quantization_config")
+    torch.testing.assert_close(merged(IDS).logits, expected, atol=1e-4, rtol=0)
+    merged.save_pretrained(tmp_path)
+    alone = OPTForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    torch.testing.assert_close(alone(IDS).logits, expected, atol=1e-4, rtol=0)
+
+
+def test_an_adapter_of_another_model_is_refused(make_model, tmp_path):
+    smaller = make_model("opt", num_hidden_layers=1)
+    smaller.save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError):
+        merge_adapter(lora(4), tmp_path)
+
+
+def test_a_quantised_base_with_an_adapter_has_gradients_on_the_adapter_alone():
+    model = lora(4).train()
+    model(input_ids=IDS, labels=copy.copy(IDS)).loss.backward()
+    norms = {n: p.grad.norm().item() for n, p in model.named_parameters() if p.grad is not None}
+    assert norms and all("lora_" in name for name in norms)
+    assert all(math.isfinite(norm) and norm > 0 for norm in norms.values())

@@ -1,0 +1,240 @@
+"""The chain SFT -> reward model -> PPO -> evaluation at scale `smoke`, and resuming its stages."""
+
+import importlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from trl import RewardTrainer, SFTTrainer
+
+from rlhf_helpers.cli import main
+from rlhf_helpers.models import matmul_precision
+from rlhf_helpers.ppo import PPOTrainer
+from rlhf_helpers.scales import Scale
+
+SMOKE = Scale("smoke")
+MODULES = {"sft": "sft", "reward": "reward_model", "ppo": "ppo"}
+STAGES = pytest.mark.parametrize("stage", MODULES)
+CLASSES = {"sft": AutoModelForCausalLM, "reward": AutoModelForSequenceClassification}
+TAGS = {
+    "sft": {"train/loss", "train/learning_rate", "train/grad_norm"},
+    "reward": {"train/accuracy", "train/margin", "train/train_loss"},
+    "ppo": {f"ppo/{name}" for name in ("reward_mean", "kl", "policy_loss", "eos_rate")},
+}
+
+
+def train(stage: str, resume: bool = False, **changes):
+    """The stage's function, without the command line."""
+    module = importlib.import_module(f"rlhf_helpers.{MODULES[stage]}")
+    return module.train(SMOKE.config(stage, **changes), resume=resume)
+
+
+def report(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+
+
+def without_seconds(numbers: dict) -> dict:
+    return {name: value for name, value in numbers.items() if "seconds" not in name}
+
+
+def checkpoints(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").glob("checkpoint-*"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory):
+    """An empty working directory; runs go to a folder of their own."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        patch.setenv("RLHF_RUNS", str(tmp_path_factory.mktemp("runs")))
+        patch.setenv("RLHF_MATMUL_PRECISION", "highest")  # the same in every test
+        matmul_precision.cache_clear()
+        yield home
+    matmul_precision.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def chain(home) -> dict[str, int]:
+    """Exit status of every stage, run in order by the command line."""
+    torch.set_num_threads(1)
+    status = {stage: main(["train", stage, "--scale", "smoke"]) for stage in MODULES}
+    arguments = ["evaluate", "--scale", "smoke", "--output-dir", str(home / "evaluation")]
+    return status | {"evaluate": main(arguments)}
+
+
+# The chain
+
+
+def test_every_stage_succeeds_and_writes_only_where_it_should(chain, home):
+    assert chain == {"sft": 0, "reward": 0, "ppo": 0, "evaluate": 0}
+    assert [path.name for path in home.rglob("*")] == ["evaluation", "evaluation.json"]
+
+
+@STAGES
+def test_a_stage_leaves_a_model_that_transformers_loads(chain, stage):
+    folder = SMOKE.dir(stage)
+    model, problems = CLASSES.get(stage, AutoModelForCausalLM).from_pretrained(
+        folder, output_loading_info=True
+    )
+    assert not any(problems.values()), problems
+    assert model.config.num_labels == 1 or stage != "reward"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    scores = model(**tokenizer("a post", return_tensors="pt")).logits
+    assert scores.isfinite().all()
+    assert (tokenizer("a post")["input_ids"][-1] == tokenizer.eos_token_id) == (stage == "reward")
+
+
+@STAGES
+def test_a_stage_leaves_its_numbers_and_settings(chain, stage):
+    found = report(SMOKE.dir(stage))
+    assert set(found) == {"metrics", "config", "history"}
+    expected = vars(SMOKE.config(stage))
+    assert found["config"] == {k: str(v) if isinstance(v, Path) else v for k, v in expected.items()}
+    assert all(isinstance(value, int | float) for value in found["metrics"].values())
+    assert found["metrics"]["seconds"] > 0
+    assert found["history"] and all(isinstance(row, dict) for row in found["history"])
+
+
+@STAGES
+def test_a_stage_leaves_logs_for_tensorboard(chain, stage):
+    events = EventAccumulator(str(SMOKE.dir(stage) / "logs"))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) >= TAGS[stage]
+    if stage == "ppo":
+        history = report(SMOKE.dir(stage))["history"]
+        for name in history[0]:
+            points = events.Scalars(f"ppo/{name}")
+            assert [point.step for point in points] == [0, 1]
+            expected = [row[name] for row in history]
+            assert [point.value for point in points] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_reward_model_reports_how_often_it_was_right_in_training(chain):
+    assert 0 < report(SMOKE.dir("reward"))["metrics"]["accuracy"] <= 1
+
+
+def test_the_evaluation_reports_the_policy_and_the_reward_model(chain, home):
+    found = json.loads((home / "evaluation" / "evaluation.json").read_text())
+    common = {"gold", "gold_se", "reward", "length", "eos_rate", "covered", "wrong", "prompts"}
+    assert set(found["sampled"]) == {*common, "words", "kl"}
+    assert set(found["greedy"]) == {*common, "words"}
+    assert found["sampled"]["prompts"] == 16
+    names = {f"accuracy_{name}{end}" for name in ("gold", "noisy", "clear")
+             for end in ("", "_low", "_high")}  # fmt: skip
+    assert set(found["reward_model"]) == {"pairs", *names}
+
+
+@STAGES
+def test_the_function_gives_the_same_numbers_as_the_command(chain, stage, tmp_path):
+    result = train(stage, output_dir=tmp_path / "out")
+    assert result.output_dir == tmp_path / "out"
+    expected = report(SMOKE.dir(stage))["metrics"]
+    assert without_seconds(result.metrics) == pytest.approx(without_seconds(expected), rel=1e-6)
+    assert report(tmp_path / "out")["metrics"] == result.metrics
+    assert report(tmp_path / "out")["history"] == result.history
+
+
+# Resuming
+
+STEPS = {
+    "sft": (SFTTrainer, "training_step", 3),
+    "reward": (RewardTrainer, "training_step", 3),
+    "ppo": (PPOTrainer, "rollout", 1),
+}
+
+
+def train_and_stop(stage: str, **changes) -> None:
+    """Run a stage until someone stops it after a few steps, one checkpoint written."""
+    owner, name, steps = STEPS[stage]
+    step, done = getattr(owner, name), []
+
+    def stop_after(self, *arguments, **keywords):
+        if len(done) == steps:
+            raise KeyboardInterrupt
+        done.append(1)
+        return step(self, *arguments, **keywords)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, stop_after)
+        with pytest.raises(KeyboardInterrupt):
+            train(stage, **changes)
+
+
+@STAGES
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(chain, stage, tmp_path):
+    train_and_stop(stage, output_dir=tmp_path)
+    assert len(checkpoints(tmp_path)) == 1
+    assert not (tmp_path / "metrics.json").exists()  # it says 'complete'
+
+    resumed = train(stage, resume=True, output_dir=tmp_path)
+    expected, found = (
+        load_file(folder / "model.safetensors") for folder in (SMOKE.dir(stage), tmp_path)
+    )
+    exactly = {"atol": 0 if stage == "ppo" else 1e-6, "rtol": 0}
+    assert set(found) == set(expected)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], **exactly)
+    if stage == "ppo":
+        history = report(SMOKE.dir(stage))["history"]
+        assert list(map(without_seconds, resumed.history)) == list(map(without_seconds, history))
+        metrics = without_seconds(report(SMOKE.dir(stage))["metrics"])
+        assert without_seconds(resumed.metrics) == metrics
+    if stage == "reward":
+        configs = [json.loads((f / "config.json").read_text()) for f in (SMOKE.dir(stage), tmp_path)]
+        for name in ("reward_mean", "reward_std"):
+            assert configs[0][name] == pytest.approx(configs[1][name], abs=1e-5)
+
+
+@STAGES
+def test_a_new_start_forgets_the_checkpoints_of_an_earlier_run(chain, stage, tmp_path):
+    shutil.copytree(SMOKE.dir(stage), tmp_path, dirs_exist_ok=True)
+    assert len(checkpoints(tmp_path)) == 1
+    train_and_stop(stage, output_dir=tmp_path, seed=1)
+    assert checkpoints(tmp_path) == [{"sft": "checkpoint-2", "reward": "checkpoint-2"}.get(
+        stage, "checkpoint-1")]  # fmt: skip
+
+
+@STAGES
+def test_a_stage_can_be_run_again_in_the_same_folder(chain, stage, tmp_path):
+    shutil.copytree(SMOKE.dir(stage), tmp_path, dirs_exist_ok=True)
+    again = train(stage, output_dir=tmp_path)
+    expected = without_seconds(report(SMOKE.dir(stage))["metrics"])
+    assert without_seconds(again.metrics) == pytest.approx(expected, rel=1e-6)
+
+
+@STAGES
+def test_there_must_be_something_to_resume(chain, stage, tmp_path, capsys):
+    folder = tmp_path / "new"
+    arguments = ["train", stage, "--scale", "smoke", "--output-dir", str(folder), "--resume"]
+    assert main(arguments) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error" in line.lower()]
+    assert errors == [
+        f"error: {folder}/checkpoints: no checkpoint to resume from. Start without --resume."
+    ]
+
+
+# LoRA
+
+
+@pytest.mark.parametrize("bits", [32, 4])
+def test_sft_with_lora_writes_a_merged_model(home, tmp_path, bits):
+    arguments = ["--lora-rank", "4", "--bits", str(bits), "--output-dir", str(tmp_path)]
+    assert main(["train", "sft", "--scale", "smoke", *arguments]) == 0
+    assert not list(tmp_path.glob("adapter*"))
+    model, problems = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(problems.values()), problems
+    assert type(model).__name__ == "OPTForCausalLM"
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert not hasattr(model.config, "quantization_config")
+    base = AutoModelForCausalLM.from_pretrained(SMOKE.base_model, dtype=torch.float32).state_dict()
+    for name, weight in model.state_dict().items():
+        change = (weight - base[name]).abs().max()
+        trained = "layers" in name and name.endswith("weight") and "norm" not in name
+        assert (change > 0) == trained, name
+        assert change < 0.1, name
