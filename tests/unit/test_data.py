@@ -58,7 +58,8 @@ def post_of(record: dict) -> str:
 
 
 def test_every_file_is_there_and_no_other():
-    expected = {f"{name}_{split}.jsonl" for name, split in FILES} | {"preferences_by_annotator.jsonl"}
+    expected = {f"{name}_{split}.jsonl" for name, split in FILES}
+    expected.add("preferences_by_annotator.jsonl")
     assert {path.name for path in FOLDER.iterdir()} == expected
 
 
@@ -222,7 +223,8 @@ def test_every_pair_of_a_ranking_has_the_stated_noise(labelled):
 
 
 def test_writing_the_grammar_s_files_twice_gives_the_same_bytes(tmp_path, monkeypatch):
-    small = {name: (make, dict.fromkeys(sizes, 5)) for name, (make, sizes) in build.GRAMMAR_FILES.items()}
+    files = build.GRAMMAR_FILES.items()
+    small = {name: (records, dict.fromkeys(sizes, 5)) for name, (records, sizes) in files}
     monkeypatch.setattr(build, "GRAMMAR_FILES", small)
     for folder in ("one", "two"):
         build.write_grammar_files(tmp_path / "new" / folder)
@@ -271,7 +273,8 @@ def test_the_base_model_is_a_small_opt_with_a_long_enough_context():
 def test_the_tokenizer_has_opt_s_special_tokens(base_tokenizer):
     tokenizer, config = base_tokenizer, json.loads((Scale().base_model / "config.json").read_text())
     assert len(tokenizer) == config["vocab_size"]
-    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("</s>", "</s>", "<pad>")
+    assert tokenizer.bos_token == tokenizer.eos_token == "</s>"
+    assert tokenizer.pad_token == "<pad>"
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         assert getattr(tokenizer, name) == config[name]
     assert (tokenizer.padding_side, tokenizer.model_max_length) == ("left", CONTEXT)

@@ -175,9 +175,7 @@ def test_what_was_not_asked_for_is_left_out(answered):
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_kl_is_known_at_temperature_1_only(answered, temperature):
-    metrics, _ = evaluate_policy(
-        None, None, PROMPTS, reference=REFERENCE, temperature=temperature
-    )
+    metrics, _ = evaluate_policy(None, None, PROMPTS, reference=REFERENCE, temperature=temperature)
     assert "kl" not in metrics
     assert answered[0]["temperature"] == temperature
 
@@ -193,7 +191,8 @@ def test_prompts_that_are_not_of_the_little_world_have_no_gold(answered, prompts
 def test_a_real_policy():
     policy = load_policy(Scale().base_model)
     tokenizer = load_tokenizer(Scale().base_model)
-    prompts = [{"input_text": text} for text in (POST, POST.replace("yelled", "talked"), "r/work: ")]
+    texts = (POST, POST.replace("yelled", "talked"), "r/work: ")
+    prompts = [{"input_text": text} for text in texts]
     settings = {"reference": policy, "max_new_tokens": 6}
     sampled, table = evaluate_policy(policy, tokenizer, prompts[:2], **settings)
     again, same = evaluate_policy(policy, tokenizer, prompts[:2], **settings)

@@ -60,8 +60,11 @@ def test_there_is_as_much_as_the_world_needs():
 
 def test_no_key_and_no_short_wording_belongs_to_two_values():
     everything = list(itertools.chain(*TABLES.values()))
-    for words in ([key for value in everything for key in value.keys], [v.short for v in everything]):
-        assert [word for word, count in Counter(words).items() if count > 1] == []
+    shorts, keys = (
+        Counter(v.short for v in everything),
+        Counter(k for v in everything for k in v.keys),
+    )
+    assert [word for word, count in (*shorts.items(), *keys.items()) if count > 1] == []
     assert {slot: len(values(slot)) for slot in SLOTS} == {s: len(t) for s, t in TABLES.items()}
 
 
@@ -128,7 +131,7 @@ def test_what_stands_around_a_post_does_not_disturb_reading_it():
     ],
 )
 def test_a_text_that_is_not_of_the_world_is_refused(text):
-    with pytest.raises(ValueError, match=r"not a post of the little world.*facts are unknown"):
+    with pytest.raises(ValueError, match=r"post of the little world, so its facts are unknown: '"):
         read_post(text)
 
 
@@ -189,7 +192,8 @@ def test_the_post_of_these_tests_tells_its_facts():
 MEASURED = {
     GOOD: {"covered": 5},
     "My chief mocks my accent (twenty-four months). Yelling did not work. Would you leave?": {
-        "covered": 5, "rambling": 3,  # chief mocks, would you, you leave: not a summary's words
+        # "chief mocks", "twenty-four months", "would you", "you leave": not a summary's words
+        "covered": 5, "rambling": 4,
     },
     "My boss mocks my accent.": {"covered": 2},
     "Someone mocks my accent. Any advice?": {"covered": 1},
@@ -203,7 +207,7 @@ MEASURED = {
         "covered": 3, "wrong": 1,
     },
     "": {"unfinished": 1},
-    "My.": {"unfinished": 1},
+    "My boss.": {"covered": 1, "unfinished": 1},
     "My boss my boss my boss my boss.": {"covered": 1, "rambling": 3 + 2 * 3},
     "purple boss elephants accent dance.": {"covered": 2, "rambling": 5},
 }  # fmt: skip
@@ -275,7 +279,7 @@ def test_every_fault_costs_every_annotator():
 
 
 def test_gold_needs_a_post_of_the_world():
-    with pytest.raises(ValueError, match="not a post of the little world"):
+    with pytest.raises(ValueError, match="no post of the little world"):
         gold("Translate `cheese` into French.", "fromage.")
 
 
@@ -334,11 +338,10 @@ def test_no_summary_is_worth_more_than_a_good_one(kind):
 
 
 def test_each_kind_has_its_fault():
-    for _, _, summary, found in written("short"):
-        assert not found["wrong"] and 3 <= found["covered"] < 5 and not found["covered_tried"], summary
-    for _, _, summary, found in written("missing"):
-        assert not found["wrong"] and found["covered"] < 4 and not found["covered_tried"], summary
-    assert all(found["wrong"] for *_, found in written("wrong")) is False  # some stay untold
+    for kind, least, most in (("short", 3, 4), ("missing", 1, 3)):
+        for _, _, summary, found in written(kind):
+            assert least <= found["covered"] <= most, summary
+            assert not found["wrong"] and not found["covered_tried"], summary
     assert sum(found["wrong"] for *_, found in written("wrong")) > 700
     assert sum(found["wrong"] > 1 for *_, found in written("off_topic")) > 1400
     assert all(found["rambling"] >= 5 for *_, found in written("rambling"))
@@ -387,7 +390,8 @@ def test_documents_tell_posts_of_their_split(split):
 
 
 def test_documents_are_of_every_sort():
-    marks = Counter(re.sub(r"(?s).*?\[(\w+)\]:.*|.*", r"\1", base_model.document(i)) for i in range(600))
+    first_mark = re.compile(r".*?\[(\w+)\]:.*|.*")
+    marks = Counter(first_mark.sub(r"\1", base_model.document(i), count=1) for i in range(600))
     assert set(marks) == {"principle", "comment", "title", "summary", ""}
     assert min(marks.values()) >= 10
 

@@ -104,7 +104,8 @@ def test_a_tokenizer_without_a_pad_token_gets_one(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("load", [load_policy, load_tokenizer])
-def test_a_folder_that_is_not_there_is_named(load, tmp_path):
+def test_a_folder_that_is_not_there_is_named(load, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for path in (tmp_path / "none", str(tmp_path / "none"), "./none", "runs/tiny/none"):
         with pytest.raises(FileNotFoundError, match=f"{path}: no such model. Train that stage"):
             load(path)

@@ -350,21 +350,22 @@ def assert_same_rollout(actual: Rollout, expected: Rollout) -> None:
 
 
 def test_a_rollout_holds_k_responses_of_each_prompt_side_by_side(make_trainer, tokenizer):
-    rollout = make_trainer(samples_per_prompt=2).rollout(PROMPTS)
+    trainer = make_trainer()
+    trainer.policy.lm_head.bias.data[tokenizer.convert_tokens_to_ids("Ġ")] = 4.0  # many blanks
+    rollout = trainer.rollout(PROMPTS)
     ids, mask = encode_prompts(tokenizer, PROMPTS)
     rows = [0, 0, 1, 1, 2, 2, 3, 3]
     assert rollout.prompt_ids.equal(ids[rows])
     assert rollout.prompt_mask.equal(mask[rows])
-    width = rollout.response_ids.shape[1]
     for tensor in (rollout.response_mask, rollout.logprobs, rollout.ref_logprobs, rollout.values):
-        assert tensor.shape == (8, width)
-    for row, (text, response) in enumerate(zip(rollout.texts, rollout.responses, strict=True)):
-        assert text.startswith(PROMPTS[rows[row]])
-        assert text.removeprefix(PROMPTS[rows[row]]).strip() == response
-        real = rollout.response_ids[row][rollout.response_mask[row]]
-        assert text.removeprefix(PROMPTS[rows[row]]) == tokenizer.decode(
-            real, skip_special_tokens=True
-        )
+        assert tensor.shape == rollout.response_ids.shape
+    written = [
+        tokenizer.decode(ids[mask], skip_special_tokens=True)
+        for ids, mask in zip(rollout.response_ids, rollout.response_mask, strict=True)
+    ]
+    assert any(response.startswith(" ") for response in written)
+    assert rollout.responses == [response.strip() for response in written]
+    assert rollout.texts == [PROMPTS[row] + written[i] for i, row in enumerate(rows)]
     assert 0 < rollout.ended.sum() < 8
 
 

@@ -169,14 +169,15 @@ def test_standardised_scores_have_mean_0_and_deviation_1_also_when_loaded(scorer
     scorer.model.save_pretrained(tmp_path)
     scorer.tokenizer.save_pretrained(tmp_path)
     loaded = RewardModel.from_pretrained(tmp_path)
-    torch.testing.assert_close(torch.tensor(loaded(samples)), scores, atol=1e-5, rtol=0)
-    torch.testing.assert_close(loaded.raw_scores(MIXED), scorer.raw_scores(MIXED), atol=1e-5, rtol=0)
+    raw, closely = scorer.raw_scores(MIXED), {"atol": 1e-5, "rtol": 0}
+    torch.testing.assert_close(torch.tensor(loaded(samples)), scores, **closely)
+    torch.testing.assert_close(loaded.raw_scores(MIXED), raw, **closely)
 
     plain = pipeline(
         "text-classification", model=str(tmp_path), function_to_apply="none", device="cpu"
     )
     found = torch.tensor([result["score"] for result in plain(MIXED, truncation=True)])
-    torch.testing.assert_close(found, loaded.raw_scores(MIXED), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found, raw, **closely)
     assert plain(MIXED[1])[0]["score"] == pytest.approx(found[1].item(), abs=1e-5)
 
 
@@ -227,19 +228,20 @@ def test_training_refuses_data_of_which_cutting_leaves_nothing(tmp_path, monkeyp
     assert not (tmp_path / "out").exists()
 
 
-def test_training_counts_dropped_pairs_and_reports_its_loss_and_accuracy(tmp_path):
+def test_training_counts_dropped_pairs(tmp_path):
     ending = " and so on" * 20
     dropped = {**PAIR, "candidate_0": "one" + ending, "candidate_1": "two" + ending}
     pairs = [{**PAIR, "candidate_0": f"number {i}"} for i in range(6)] + [dropped] * 2
     result = reward_model.train(config(tmp_path, pairs, max_length=32))
     assert (result.metrics["pairs"], result.metrics["dropped_pairs"]) == (6, 2)
-    assert 0 < result.metrics["accuracy"] <= 1
 
 
 def test_training_learns_which_candidate_is_better(tmp_path):
-    pairs = [
-        {**PAIR, "candidate_0": f"yes {i}", "candidate_1": f"no {i}", "choice": 0} for i in range(20)
-    ] + [{**PAIR, "candidate_0": f"no {i}", "candidate_1": f"yes {i}"} for i in range(20)]
+    pairs = []
+    for i in range(20):
+        for choice, words in enumerate([("yes", "no"), ("no", "yes")]):
+            candidates = {f"candidate_{c}": f"{word} {i}" for c, word in enumerate(words)}
+            pairs.append({**PAIR, **candidates, "choice": choice})
     settings = {"epochs": 2.0, "batch_size": 8, "warmup_steps": 0}
     trained = reward_model.train(config(tmp_path, pairs, **settings))
     scorer = RewardModel.from_pretrained(trained.output_dir)
