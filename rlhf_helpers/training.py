@@ -12,7 +12,15 @@ from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from tqdm.auto import tqdm
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+)
 from transformers.integrations import TensorBoardCallback
 
 from rlhf_helpers.runs import write_json
@@ -39,22 +47,46 @@ def trl_arguments(config: SFTConfig | RewardConfig, **arguments: Any) -> dict[st
         "lr_scheduler_type": "linear",
         "adam_beta2": 0.98,
         "train_sampling_strategy": "group_by_length",
-        "gradient_checkpointing": False,
         "max_length": None,  # cut by us, so that no record disappears
         "bf16": False,
         "use_cpu": not torch.cuda.is_available() and not torch.backends.mps.is_available(),
         "logging_steps": 5,
         "save_steps": config.save_steps,
         "save_total_limit": 1,
+        "activation_checkpointing": False,  # TRL would trade a fifth of the speed for memory
+        "disable_tqdm": True,  # see `Progress`
         "report_to": "none",  # the log folder is ours to name: see `run_trainer`
         "seed": config.seed,
         **arguments,
     }
 
 
+class Progress(TrainerCallback):
+    """A progress bar with the latest loss, in place of the Trainer's long table."""
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """Open the bar; a resumed run starts where it was."""
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step)
+
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """One step further."""
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """Show the loss."""
+        if "loss" in state.log_history[-1]:
+            self.bar.set_postfix(loss=f"{float(state.log_history[-1]['loss']):.3f}")
+
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """Close the bar, which leaves its last line."""
+        self.bar.close()
+
+
 def run_trainer(trainer: Trainer, config: SFTConfig | RewardConfig, resume: bool) -> float:
     """Train, with logs in the stage's folder; returns the seconds it took."""
     check_resumable(config, resume)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Progress())
     trainer.add_callback(TensorBoardCallback(SummaryWriter(config.output_dir / "logs")))
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=resume)

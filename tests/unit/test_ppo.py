@@ -351,7 +351,7 @@ def assert_same_rollout(actual: Rollout, expected: Rollout) -> None:
 
 def test_a_rollout_holds_k_responses_of_each_prompt_side_by_side(make_trainer, tokenizer):
     trainer = make_trainer()
-    trainer.policy.lm_head.bias.data[tokenizer.convert_tokens_to_ids("Ġ")] = 4.0  # many blanks
+    trainer.policy.lm_head.bias.data[tokenizer.convert_tokens_to_ids("Ġ")] = 6.0  # many blanks
     rollout = trainer.rollout(PROMPTS)
     ids, mask = encode_prompts(tokenizer, PROMPTS)
     rows = [0, 0, 1, 1, 2, 2, 3, 3]
