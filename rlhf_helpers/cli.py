@@ -54,19 +54,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
+def _add_common(parser: argparse.ArgumentParser, task: bool = True) -> None:
     parser.add_argument(
         "--scale", default="tiny", choices=scales.SCALES,
-        help="tiny learns in minutes on two cores; smoke only runs every code path (default tiny)",
+        help="tiny learns in minutes on two cores; smoke only runs every code path (default: tiny)",
     )  # fmt: skip
-    parser.add_argument("--task", default="summarize", choices=scales.TASKS, help="what is learnt")
-    parser.add_argument("--seed", type=int, default=0, help="of all random numbers (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of all random numbers (default: 0)")
+    if task:
+        parser.add_argument(
+            "--task", default="summarize", choices=scales.TASKS,
+            help="what is learnt (default: summarize)",
+        )  # fmt: skip
 
 
 def _add_course(commands: argparse._SubParsersAction) -> None:
     course = commands.add_parser("course", help="run the notebooks in order, show the results")
-    course.add_argument("--scale", default="tiny", choices=scales.SCALES)
-    course.add_argument("--seed", type=int, default=0)
+    _add_common(course, task=False)
     course.add_argument(
         "--in-place", action="store_true", help="also refresh the notebooks' outputs"
     )
@@ -86,14 +89,18 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
         description="Without an option: the files that the grammar alone decides, bit for bit "
         "the same at every run (demonstrations, prompts, pretraining documents).",
     )  # fmt: skip
-    data.add_argument("--output-dir", type=Path, default=runs.data_dir() / "summarize")
+    data.add_argument(
+        "--output-dir",
+        type=Path,
+        help="where to write (default: data/summarize, or data/base_model)",
+    )
     data.add_argument(
         "--sampled", type=Path, metavar="SFT_MODEL",
-        help="write preferences and rankings instead, with samples of this SFT model (4 minutes)",
+        help="write preferences and rankings instead, with samples of this SFT model (8 minutes)",
     )  # fmt: skip
     data.add_argument(
         "--base-model", action="store_true",
-        help="pretrain the base model instead, into OUTPUT_DIR (an hour; continues if stopped)",
+        help="pretrain the base model instead (15 minutes; continues if stopped)",
     )  # fmt: skip
     data.set_defaults(command=_data)
 
@@ -101,13 +108,15 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
 def _data(options: argparse.Namespace) -> None:
     from rlhf_helpers.little_world import base_model, build
 
+    folder = "base_model" if options.base_model else "summarize"
+    output_dir = options.output_dir or runs.data_dir() / folder
     if options.base_model:
-        print(base_model.pretrain(options.output_dir, runs.runs_dir() / "pretraining"))
+        print(base_model.pretrain(output_dir, runs.runs_dir() / "pretraining"))
     elif options.sampled:
-        build.write_sampled_files(options.output_dir, options.sampled)
+        build.write_sampled_files(output_dir, options.sampled)
     else:
-        build.write_grammar_files(options.output_dir)
-    print(f"written to {options.output_dir}")
+        build.write_grammar_files(output_dir)
+    print(f"written to {output_dir}")
 
 
 def _add_train(commands: argparse._SubParsersAction) -> None:
@@ -193,14 +202,18 @@ def _train(options: argparse.Namespace) -> None:
 
 def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     evaluate = commands.add_parser(
-        "evaluate", help="measure a policy and the reward model on held-out data",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )  # fmt: skip
+        "evaluate", help="measure a policy and the reward model on held-out data"
+    )
     _add_common(evaluate)
-    evaluate.add_argument("--policy", default="ppo", help="a stage (sft, ppo) or a folder")
-    evaluate.add_argument("--split", default="test", choices=("validation", "test"))
-    evaluate.add_argument("--prompts", type=Path, help="other prompts, a JSONL file")
-    evaluate.add_argument("--preferences", type=Path, help="other preferences, a JSONL file")
+    evaluate.add_argument(
+        "--policy", default="ppo", help="a stage (sft, ppo) or the folder of a model (default: ppo)"
+    )
+    evaluate.add_argument(
+        "--split", default="test", choices=("validation", "test"),
+        help="validation to choose settings, test to report (default: test)",
+    )  # fmt: skip
+    evaluate.add_argument("--prompts", type=Path, help="your own prompts, a JSONL file")
+    evaluate.add_argument("--preferences", type=Path, help="your own preferences, a JSONL file")
     evaluate.add_argument("--output-dir", type=Path, help="also write evaluation.json there")
     evaluate.set_defaults(command=_evaluate)
 

@@ -31,10 +31,10 @@ from rlhf_helpers.scales import PPOConfig, PPORunConfig
 from rlhf_helpers.schemas import Prompt, format_prompt, read_prompts
 from rlhf_helpers.training import (
     Result,
-    check_resumable,
     load_checkpoint,
     save_checkpoint,
     save_stage,
+    start_stage,
 )
 
 # ---- the maths -----------------------------------------------------------------------------
@@ -117,7 +117,8 @@ def value_loss(
     clipped = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
     error, clipped_error = (values - returns) ** 2, (clipped - returns) ** 2
     loss = 0.5 * masked_mean(torch.maximum(error, clipped_error), mask)
-    return loss, masked_mean((clipped_error > error).float(), mask).detach()
+    outside = (values - old_values).abs() > cliprange_value
+    return loss, masked_mean((outside & (clipped_error > error)).float(), mask).detach()
 
 
 # ---- the trainer ---------------------------------------------------------------------------
@@ -137,6 +138,7 @@ class Rollout:
     ended: Tensor  # (B,) bool, False if the response was cut off
     responses: list[str]
     texts: list[str]  # prompt and response: what a reward model reads
+    seconds: float  # that sampling took
 
 
 class PPOTrainer:
@@ -153,7 +155,8 @@ class PPOTrainer:
         self.device = policy.device
         has_adapter = hasattr(policy, "disable_adapter")
         self.reference = None if has_adapter else copy.deepcopy(policy).eval()
-        self.value_head = torch.nn.Linear(policy.config.hidden_size, 1).to(self.device)
+        width = policy.get_output_embeddings().in_features  # of what the value head reads
+        self.value_head = torch.nn.Linear(width, 1).to(self.device)
         torch.nn.init.zeros_(self.value_head.weight)
         torch.nn.init.zeros_(self.value_head.bias)
         self.trained = [p for p in policy.parameters() if p.requires_grad]
@@ -193,12 +196,12 @@ class PPOTrainer:
         responses = generation.decode(self.tokenizer, samples)
         repeat = config.samples_per_prompt
         repeated = [prompt for prompt in prompts for _ in range(repeat)]
-        self._seconds_rollout = time.perf_counter() - started
         return Rollout(
             prompt_ids.repeat_interleave(repeat, 0), prompt_mask.repeat_interleave(repeat, 0),
             samples.response_ids, samples.response_mask, samples.logprobs, ref_logprobs, values,
             samples.ended, [response.strip() for response in responses],
             [prompt + response for prompt, response in zip(repeated, responses, strict=True)],
+            time.perf_counter() - started,
         )  # fmt: skip
 
     def _reference_logprobs(self, *batch: Tensor) -> Tensor:
@@ -230,17 +233,22 @@ class PPOTrainer:
         ]
         self.schedule.step()
 
-        lengths, unexplained = mask.sum(1).float(), (returns - rollout.values)[mask].var()
+        lengths, unexplained = (
+            mask.sum(1).float(),
+            (returns - rollout.values)[mask].var(unbiased=False),
+        )
         return {
             "reward_mean": scores.mean().item(),
-            "reward_std": scores.std().item(),
+            "reward_std": scores.std(unbiased=False).item(),
             "kl": (kl * mask).sum(1).mean().item(),
             "kl_coef": config.kl_coef,
             **{key: sum(u[key] for u in updates) / len(updates) for key in updates[0]},
-            "explained_variance": (1 - unexplained / returns[mask].var().clamp(min=1e-8)).item(),
+            "explained_variance": (
+                1 - unexplained / returns[mask].var(unbiased=False).clamp(min=1e-8)
+            ).item(),
             "response_length": lengths.mean().item(),
             "eos_rate": rollout.ended.float().mean().item(),
-            "seconds_rollout": self._seconds_rollout,
+            "seconds_rollout": rollout.seconds,
             "seconds_update": time.perf_counter() - started,
         }
 
@@ -340,7 +348,7 @@ def train(config: PPORunConfig, resume: bool = False) -> Result:
     Raises DataError for a bad data set.
     """
     batches = prompt_batches(read_prompts(config.data), config)
-    check_resumable(config, resume)
+    start_stage(config, resume)
     reward_model = RewardModel.from_pretrained(config.reward_model)
     tokenizer = load_tokenizer(config.model)
     trainer = PPOTrainer(load_policy(config.model), tokenizer, config)

@@ -1,5 +1,6 @@
 """Stage 1: supervised fine-tuning on demonstrations, with TRL's SFTTrainer."""
 
+import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig as TRLConfig
@@ -39,6 +40,7 @@ def train(config: SFTConfig, resume: bool = False) -> Result:
     records = read_demonstrations(config.data)
     tokenizer = load_tokenizer(config.model)
     model = load_policy(config.model, config.bits)
+    torch.manual_seed(config.seed)  # the adapter
     if config.lora_rank:
         model = add_lora(model, config.lora_rank)
     elif config.bits != 32:

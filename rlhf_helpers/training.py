@@ -51,6 +51,7 @@ def trl_arguments(config: SFTConfig | RewardConfig, **arguments: Any) -> dict[st
         "bf16": False,
         "use_cpu": not torch.cuda.is_available() and not torch.backends.mps.is_available(),
         "logging_steps": 5,
+        "logging_first_step": True,
         "save_steps": config.save_steps,
         "save_total_limit": 1,
         "activation_checkpointing": False,  # TRL would trade a fifth of the speed for memory
@@ -84,7 +85,7 @@ class Progress(TrainerCallback):
 
 def run_trainer(trainer: Trainer, config: SFTConfig | RewardConfig, resume: bool) -> float:
     """Train, with logs in the stage's folder; returns the seconds it took."""
-    check_resumable(config, resume)
+    start_stage(config, resume)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Progress())
     trainer.add_callback(TensorBoardCallback(SummaryWriter(config.output_dir / "logs")))
@@ -93,11 +94,18 @@ def run_trainer(trainer: Trainer, config: SFTConfig | RewardConfig, resume: bool
     return time.perf_counter() - started
 
 
-def check_resumable(config: StageConfig, resume: bool) -> None:
-    """Raise ValueError if there is nothing to resume."""
+def start_stage(config: StageConfig, resume: bool) -> None:
+    """Clear away what an earlier run left; to resume, make sure that there is a checkpoint.
+
+    Raises ValueError if there is nothing to resume.
+    """
     folder = config.output_dir / "checkpoints"
     if resume and not any(folder.glob("checkpoint-*")):
         raise ValueError(f"{folder}: no checkpoint to resume from. Start without --resume.")
+    (config.output_dir / "metrics.json").unlink(missing_ok=True)
+    if not resume:
+        for earlier in (folder, config.output_dir / "logs"):
+            shutil.rmtree(earlier, ignore_errors=True)
 
 
 def save_checkpoint(output_dir: Path, step: int, state: dict[str, Any]) -> None:

@@ -92,7 +92,8 @@ def evaluate_reward_model(
     """How often the better candidate scores higher, and a table with a row a pair.
 
     `accuracy_noisy` takes the labels for truth, `accuracy_gold` the gold order (ties left out),
-    `accuracy_clear` the same where gold differs by more than 1; each with a 95% interval.
+    `accuracy_clear` the same where gold differs by more than 1; each with a 95% interval. An
+    accuracy over no pair at all is left out.
     """
     texts = [candidate_texts(record, instruction) for record in preferences]
     scores = reward_model([text for pair in texts for text in pair])
@@ -116,6 +117,8 @@ def evaluate_reward_model(
         right["clear"] = (prefers_1 == (gap > 0))[gap.abs() > CLEAR_GAP]
     metrics: dict[str, float] = {"pairs": len(table)}
     for name, correct in right.items():
+        if not len(correct):
+            continue
         low, high = wilson_interval(int(correct.sum()), len(correct))
         metrics[f"accuracy_{name}"] = float(correct.mean())
         metrics[f"accuracy_{name}_low"], metrics[f"accuracy_{name}_high"] = low, high

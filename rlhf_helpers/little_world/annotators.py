@@ -2,7 +2,8 @@
 
 `measure` counts what is good and bad about a summary; an `Annotator` weighs the counts. They
 weigh them differently, as people do: Ada hates made-up facts, Ben is busy, Cleo wants to hear
-what was tried. `gold` is their mean: a perfect summary is worth 4.5 to each of them.
+what was tried. `gold` is their mean: a perfect summary, all facts in WORD_BUDGET words, is worth
+4.5 to each of them.
 
 Stated preferences are noisy: P(a over b) = sigmoid((u(a) - u(b)) / TEMPERATURE), the model of
 Bradley and Terry (1952).

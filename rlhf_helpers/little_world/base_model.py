@@ -123,7 +123,8 @@ def pretrain(output_dir: Path, work_dir: Path, documents: int = DOCUMENTS) -> di
     """Pretrain and save the base model (half precision) and its tokenizer to `output_dir`.
 
     Checkpoints and TensorBoard logs go to `work_dir`; a second call continues from the last
-    checkpoint. Takes about an hour on two cores. Returns the held-out loss in nats per token.
+    checkpoint. Takes about a quarter of an hour on two cores. Returns the held-out loss in nats
+    a token.
     """
     tokenizer = make_tokenizer()
     torch.set_float32_matmul_precision("medium")  # about twice as fast as "highest"
