@@ -32,8 +32,11 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> tu
     return batch["input_ids"], batch["attention_mask"]
 
 
-def _prefill(policy: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tensor):
-    """Encode prompts; returns the model's output at the last token and the filled cache."""
+def _prefill(
+    policy: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tensor
+) -> tuple[Tensor, Tensor, DynamicCache]:
+    """Encode prompts; returns logits (G, 1, V) and hidden states (G, 1, H) at the last
+    token, and the filled cache."""
     cache = DynamicCache(config=policy.config)
     output = policy(
         input_ids=prompt_ids,

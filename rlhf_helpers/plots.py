@@ -60,7 +60,8 @@ def ppo_curves(history: Sequence[Mapping], keys: Sequence[str]) -> np.ndarray:
 def score_histogram(chosen: Sequence[float], rejected: Sequence[float]) -> Axes:
     """Scores of the better and of the worse candidates."""
     axes = _axes(None)
-    bins = np.linspace(*np.percentile([*chosen, *rejected], [0.5, 99.5]), 40).tolist()
+    low, high = np.percentile([*chosen, *rejected], [0.5, 99.5])
+    bins = np.linspace(low, high, 40).tolist()
     axes.hist(rejected, bins, color=ORANGE, alpha=0.6, label="worse candidate")
     axes.hist(chosen, bins, color=BLUE, alpha=0.6, label="better candidate")
     axes.set(xlabel="score (standard deviations of SFT samples)", ylabel="candidates")

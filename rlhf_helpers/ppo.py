@@ -13,6 +13,7 @@ Sources: Schulman et al. 2017 (PPO), Schulman et al. 2016 (GAE), Ziegler et al. 
 et al. 2022 (InstructGPT) for language models, Huang et al. 2024 for the details.
 """
 
+import contextlib
 import copy
 import time
 from collections.abc import Iterator
@@ -206,11 +207,12 @@ class PPOTrainer:
 
     def _reference_logprobs(self, *batch: Tensor) -> Tensor:
         """Log-probs (B, R) of sampled responses under the reference."""
-        settings = {"temperature": self.config.temperature, "rows": self.config.mini_batch_size}
-        if self.reference is not None:
-            return generation.response_logprobs(self.reference, *batch, **settings)
-        with self.policy.disable_adapter():
-            return generation.response_logprobs(self.policy, *batch, **settings)
+        own = self.reference is not None
+        with contextlib.nullcontext() if own else self.policy.disable_adapter():
+            return generation.response_logprobs(
+                self.reference if own else self.policy, *batch,
+                temperature=self.config.temperature, rows=self.config.mini_batch_size,
+            )  # fmt: skip
 
     def step(self, rollout: Rollout, scores: list[float] | Tensor) -> dict[str, float]:
         """Improve the policy on one rollout; `scores` holds one number a response.

@@ -47,7 +47,9 @@ class Annotator:
         return worth - sum(getattr(self, cost) * measured[cost] for cost in costs)
 
 
-def _worth(relation: float, problem: float, duration: float, tried: float, question: float):
+def _worth(
+    relation: float, problem: float, duration: float, tried: float, question: float
+) -> dict[str, float]:
     return dict(zip(SLOTS, (relation, problem, duration, tried, question), strict=True))
 
 

@@ -9,6 +9,7 @@ whose combination of facts never occurs in training.
 import random
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -167,5 +168,5 @@ def pretrain(output_dir: Path, work_dir: Path, documents: int = DOCUMENTS) -> di
     axes = plots.training_curve(history, "loss")
     plots.training_curve(history, "eval_loss", axes, colour=plots.RED)
     axes.set(ylabel="loss (nats a token); red: held out", yscale="log")
-    axes.figure.savefig(output_dir / "curve.png", dpi=110)
+    plt.savefig(output_dir / "curve.png", dpi=110)
     return metrics

@@ -83,8 +83,8 @@ def write_sampled_files(folder: Path, sft_model: Path) -> None:
             write_jsonl(folder / "preferences_by_annotator.jsonl", _by_annotator(records))
     for split, size in RANKINGS.items():
         candidates = _candidates("rankings", split, 4, sft_model)
-        records = _progress(_rankings(candidates, split), size, f"rankings {split}")
-        write_jsonl(folder / f"rankings_{split}.jsonl", records)
+        rankings = _progress(_rankings(candidates, split), size, f"rankings {split}")
+        write_jsonl(folder / f"rankings_{split}.jsonl", rankings)
 
 
 def _progress(records: Iterable, size: int, what: str) -> Iterable:
