@@ -173,7 +173,12 @@ def test_data_writes_what_is_sampled_or_pretrained_when_asked(tmp_path, monkeypa
     monkeypatch.setattr(build, "write_grammar_files", None)
     assert main(["data", "--output-dir", str(tmp_path), "--sampled", "a/model"]) == 0
     assert main(["data", "--output-dir", str(tmp_path), "--base-model"]) == 0
-    assert calls == [(tmp_path, Path("a/model")), (tmp_path, runs_dir() / "pretraining")]
+    assert main(["data", "--base-model"]) == 0
+    assert calls == [
+        (tmp_path, Path("a/model")),
+        (tmp_path, runs_dir() / "pretraining"),
+        (data_dir() / "base_model", runs_dir() / "pretraining"),
+    ]
 
 
 @pytest.mark.parametrize("status", [0, 1])

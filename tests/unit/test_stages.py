@@ -204,6 +204,18 @@ def test_a_new_start_forgets_the_checkpoints_of_an_earlier_run(chain, stage, tmp
         train(stage, resume=True, output_dir=folder, seed=1)
 
 
+@pytest.mark.parametrize(
+    ("stage", "option"),
+    [("sft", "model"), ("reward", "model"), ("ppo", "model"), ("ppo", "reward_model")],
+)
+def test_a_start_that_fails_leaves_an_earlier_run_as_it_was(chain, stage, option, tmp_path):
+    folder = shutil.copytree(SMOKE.dir(stage), tmp_path / "earlier")
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(FileNotFoundError, match="no such model"):
+        train(stage, output_dir=folder, **{option: tmp_path / "none"})
+    assert sorted(folder.rglob("*")) == before
+
+
 @STAGES
 def test_there_must_be_something_to_resume(chain, stage, tmp_path, capsys):
     folder = tmp_path / "new"
