@@ -248,10 +248,9 @@ def test_the_pad_token_may_equal_eos(make_model, tokenizer):
     close(token_logprobs(logits, ids) * mask, expected.logprobs)
 
 
-def test_decode_gives_the_response_as_it_stands_after_the_prompt(tokenizer):
-    tokenizer.pad_token = tokenizer.eos_token
-    end = tokenizer.eos_token_id
-    ids = [[*tokenizer(" a b").input_ids, end], [*tokenizer("c").input_ids, end, end, end, end]]
+def test_decode_gives_the_response_as_it_stands_after_the_prompt_and_nothing_behind_it(tokenizer):
+    end, other = tokenizer.eos_token_id, tokenizer("z").input_ids[0]
+    ids = [[*tokenizer(" a b").input_ids, end], [*tokenizer("c").input_ids, end, *[other] * 3]]
     mask = torch.tensor([[True] * 5, [True] * 2 + [False] * 3])
     samples = Samples(torch.tensor(ids), mask, torch.zeros(2, 5), None, torch.tensor([True, True]))
     assert generation.decode(tokenizer, samples) == [" a b", "c"]
