@@ -2,7 +2,8 @@
 
 Shapes: G prompts of P tokens, left padded; K samples of each make B = G * K responses of R
 tokens, right padded, the K samples of a prompt side by side. A prompt is encoded once for its K
-samples, in sampling and in training alike. Any causal LM of transformers will do.
+samples, in sampling and in training alike. Any causal LM of transformers that keeps a key-value
+cache will do.
 
 Alignment: position t of `logprobs` and `hidden` belongs to the prediction of response token t,
 so it comes from the state before that token; the first one comes from the prompt's last token.
