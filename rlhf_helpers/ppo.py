@@ -350,10 +350,10 @@ def train(config: PPORunConfig, resume: bool = False) -> Result:
     Raises DataError for a bad data set.
     """
     batches = prompt_batches(read_prompts(config.data), config)
-    start_stage(config, resume)
     reward_model = RewardModel.from_pretrained(config.reward_model)
     tokenizer = load_tokenizer(config.model)
     trainer = PPOTrainer(load_policy(config.model), tokenizer, config)
+    start_stage(config, resume)
     history: list[dict] = []
     if resume:
         state = load_checkpoint(config.output_dir, trainer.device)

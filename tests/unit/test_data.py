@@ -18,8 +18,8 @@ from rlhf_helpers import schemas
 from rlhf_helpers.little_world import build
 from rlhf_helpers.little_world.annotators import ANNOTATORS, TEMPERATURE, gold, measure
 from rlhf_helpers.little_world.base_model import CONTEXT, document
-from rlhf_helpers.little_world.grammar import SPLITS, draw_posts, read_post, split_of
-from rlhf_helpers.little_world.writers import write_summary
+from rlhf_helpers.little_world.grammar import SLOTS, SPLITS, draw_posts, read_post, split_of
+from rlhf_helpers.little_world.writers import state_facts, write_summary
 from rlhf_helpers.runs import data_dir
 from rlhf_helpers.scales import Scale
 
@@ -220,6 +220,28 @@ def test_every_pair_of_a_ranking_has_the_stated_noise(labelled):
             wins.setdefault((i, j), []).append(ranking.index(i) < ranking.index(j))
             gaps.setdefault((i, j), []).append(worth[i] - worth[j])
     assert all(abs(z_score(wins[pair], gaps[pair])) < 3.5 for pair in wins)
+
+
+def test_the_first_of_a_ranking_is_a_choice_among_all(tmp_path, monkeypatch):
+    """Plackett and Luce: the chances of the first place are the softmax of the utilities.
+
+    Other kinds of noise, with the same pairs, differ where one of several is a little better.
+    """
+    facts, post = next(draw_posts(random.Random(0)))
+    forms = {state_facts(facts, random.Random(i), SLOTS) for i in range(30)}
+    one, *others = sorted(text for text in forms if f"({facts.duration})" in text)[:4]
+    texts = [one, *(text.replace(f" ({facts.duration})", "") for text in others)]
+    monkeypatch.setattr(build, "_candidates", lambda *_: itertools.repeat((facts, post, texts)))
+    monkeypatch.setattr(build, "PREFERENCES", {})
+    monkeypatch.setattr(build, "RANKINGS", {"train": 2000})
+    build.write_sampled_files(tmp_path, Path("no model"))
+    wins, chances = 0, []
+    for record in schemas.read_rankings(tmp_path / "rankings_train.jsonl"):
+        odds = [math.exp(utility / TEMPERATURE) for utility in utilities(record, texts)]
+        wins += record["ranking"][0] == 0
+        chances.append(odds[0] / sum(odds))
+    assert 0.35 < sum(chances) / 2000 < 0.55
+    assert abs(wins - sum(chances)) < 3.5 * math.sqrt(sum(p * (1 - p) for p in chances))
 
 
 def test_writing_the_grammar_s_files_twice_gives_the_same_bytes(tmp_path, monkeypatch):
