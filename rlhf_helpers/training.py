@@ -104,8 +104,10 @@ def start_stage(config: StageConfig, resume: bool) -> None:
         raise ValueError(f"{folder}: no checkpoint to resume from. Start without --resume.")
     (config.output_dir / "metrics.json").unlink(missing_ok=True)
     if not resume:
-        for earlier in (folder, config.output_dir / "logs"):
-            shutil.rmtree(earlier, ignore_errors=True)
+        for checkpoint in folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+        for log in (config.output_dir / "logs").glob("events.out.tfevents.*"):
+            log.unlink()
 
 
 def save_checkpoint(output_dir: Path, step: int, state: dict[str, Any]) -> None:

@@ -88,8 +88,8 @@ def gold(input_text: str, summary: str) -> float:
     return sum(annotator.utility(measured) for annotator in ANNOTATORS) / len(ANNOTATORS)
 
 
-def choose(annotator: Annotator, utilities: tuple[float, float], rng: random.Random) -> int:
-    """The annotator's noisy choice between two candidates, 0 or 1 (Bradley-Terry)."""
+def choose(utilities: tuple[float, float], rng: random.Random) -> int:
+    """A noisy choice between two candidates of these utilities, 0 or 1 (Bradley-Terry)."""
     gap = (utilities[1] - utilities[0]) / TEMPERATURE
     return int(rng.random() < 1 / (1 + math.exp(-max(-50.0, min(50.0, gap)))))
 

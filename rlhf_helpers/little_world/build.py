@@ -129,7 +129,7 @@ def _preferences(
             "input_text": as_input_text(post),
             "candidate_0": pair[0],
             "candidate_1": pair[1],
-            "choice": choose(annotator, utilities, rng),
+            "choice": choose(utilities, rng),
             "annotator": annotator.name,
         }
         yield record, measured
@@ -143,7 +143,7 @@ def _by_annotator(records: list[tuple[dict, list[dict]]]) -> Iterator[dict]:
             choice = record["choice"]
             if annotator.name != record["annotator"]:
                 utilities = (annotator.utility(measured[0]), annotator.utility(measured[1]))
-                choice = choose(annotator, utilities, rng)
+                choice = choose(utilities, rng)
             yield {**record, "choice": choice, "annotator": annotator.name}
 
 
