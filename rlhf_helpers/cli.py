@@ -6,24 +6,19 @@ that `--help` answers at once.
 
 import argparse
 import dataclasses
-import importlib
 import os
 import sys
 import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rlhf_helpers import runs, scales, schemas
 
-if TYPE_CHECKING:
-    from rlhf_helpers.training import Result
-
 STAGES = {
-    "sft": ("sft", "fine-tune the base model on demonstrations"),
-    "reward": ("reward_model", "train the reward model on preferences; needs sft"),
-    "ppo": ("ppo", "improve the SFT model by PPO against the reward model; needs sft and reward"),
+    "sft": "fine-tune the base model on demonstrations",
+    "reward": "train the reward model on preferences; needs sft",
+    "ppo": "improve the SFT model by PPO against the reward model; needs sft and reward",
 }
 CONFIGS = {"sft": scales.SFTConfig, "reward": scales.RewardConfig, "ppo": scales.PPORunConfig}
 
@@ -126,7 +121,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         "each other's models in runs/<scale>/<task>/seed<k>/.",
     )  # fmt: skip
     stages = train.add_subparsers(required=True, metavar="STAGE")
-    for name, (_, text) in STAGES.items():
+    for name, text in STAGES.items():
         stage = stages.add_parser(
             name, help=text, description=text.capitalize() + ".",
         )  # fmt: skip
@@ -194,8 +189,9 @@ def _train(options: argparse.Namespace) -> None:
     config = scales.Scale(options.scale, options.task, options.seed).config(
         options.stage, **changes
     )
-    module = importlib.import_module(f"rlhf_helpers.{STAGES[options.stage][0]}")
-    result: Result = module.train(config, resume=options.resume)
+    from rlhf_helpers.training import train_stage
+
+    result = train_stage(options.stage, config, options.resume)
     _print_table(result.metrics)
     print(f"\nmodel, metrics.json and logs: {result.output_dir}")
 

@@ -1,11 +1,13 @@
 """Every figure of the course: matplotlib only, each function returns its Axes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.axes import Axes
+from torch import Tensor
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = (
@@ -57,28 +59,34 @@ def ppo_curves(history: Sequence[Mapping], keys: Sequence[str]) -> np.ndarray:
     return panels
 
 
-def score_histogram(chosen: Sequence[float], rejected: Sequence[float]) -> Axes:
-    """Scores of the better and of the worse candidates."""
+def histograms(groups: Mapping[str, Sequence[float]], label: str) -> Axes:
+    """Histograms of a few groups over each other, each as shares of its group."""
     axes = _axes(None)
-    low, high = np.percentile([*chosen, *rejected], [0.5, 99.5])
-    bins = np.linspace(low, high, 40).tolist()
-    axes.hist(rejected, bins, color=ORANGE, alpha=0.6, label="worse candidate")
-    axes.hist(chosen, bins, color=BLUE, alpha=0.6, label="better candidate")
-    axes.set(xlabel="score (standard deviations of SFT samples)", ylabel="candidates")
+    together = np.concatenate(list(groups.values()))
+    low, high = np.percentile(together, [0.5, 99.5])
+    whole = np.issubdtype(together.dtype, np.integer)  # a bin between two numbers would be empty
+    bins = np.arange(low // 1, high + 1.5) - 0.5 if whole else np.linspace(low, high, 40)
+    for (name, values), colour in zip(groups.items(), COLOURS, strict=False):
+        weights = np.full(len(values), 1 / len(values))
+        axes.hist(values, bins.tolist(), weights=weights, color=colour, alpha=0.6, label=name)
+    axes.set(xlabel=label, ylabel="share")
     axes.legend(frameon=False)
     return axes
 
 
-def accuracy_by_gap(gaps: Sequence[float], correct: Sequence[bool], bins: int = 6) -> Axes:
-    """Share of pairs in the right order, by how far apart they truly are, with 95% bars."""
-    table = pd.DataFrame({"gap": np.abs(gaps), "correct": np.asarray(correct, dtype=float)})
-    groups = table.groupby(pd.qcut(table["gap"], bins, duplicates="drop"), observed=True)
-    means, counts = groups["correct"].mean(), groups["correct"].count()
+def share_by_bins(
+    values: Sequence[float], shares: Mapping[str, Sequence[bool]], bins: int = 6
+) -> Axes:
+    """How often something is true, by `values` in bins of about equal size, with 95% bars."""
+    groups = pd.qcut(np.asarray(values), bins, duplicates="drop")
+    centres = pd.Series(values).reset_index(drop=True).groupby(groups, observed=True).mean()
     axes = _axes(None)
-    error = 1.96 * np.sqrt(means * (1 - means) / counts)
-    axes.errorbar(groups["gap"].mean(), means, error, fmt="o-", color=BLUE, capsize=3)
+    for (label, share), colour in zip(shares.items(), COLOURS, strict=False):
+        grouped = pd.Series(np.asarray(share, dtype=float)).groupby(groups, observed=True)
+        means, counts = grouped.mean(), grouped.count()
+        error = 1.96 * np.sqrt(means * (1 - means) / counts)
+        axes.errorbar(centres, means, error, fmt="o-", color=colour, capsize=3, label=label)
     axes.axhline(0.5, color=GREY, linestyle=":", label="a coin")
-    axes.set(xlabel="gap in gold between the candidates", ylabel="accuracy", ylim=(0.4, 1.02))
     axes.legend(frameon=False)
     return axes
 
@@ -106,4 +114,57 @@ def bars(values: Mapping[str, float], label: str) -> Axes:
     drawn = axes.bar(list(values), list(values.values()), color=BLUE)
     axes.bar_label(drawn, fmt="%.3g")
     axes.set(ylabel=label)
+    return axes
+
+
+def policy_path(path: Tensor, optimum: Tensor, names: Sequence[str]) -> Axes:
+    """Probabilities of a few answers while a policy learns (steps, A), and the best ones (A,)."""
+    axes = _axes(None)
+    for i, (name, colour) in enumerate(zip(names, COLOURS, strict=False)):
+        axes.plot(path[:, i], color=colour, label=name)
+        axes.axhline(float(optimum[i]), color=colour, linestyle=":")
+    axes.set(xlabel="step", ylabel="probability", ylim=(0, 1))
+    axes.legend(frameon=False)
+    return axes
+
+
+def policies_by_beta(
+    betas: Sequence[float],
+    learned: Tensor,
+    optimum: Callable[[float], Tensor],
+    names: Sequence[str],
+) -> Axes:
+    """The learned policies (betas, A) as dots, on the lines of the best one for every beta."""
+    axes = _axes(None)
+    grid = np.geomspace(min(betas), max(betas), 100).tolist()
+    best = torch.stack([optimum(beta) for beta in grid])
+    for i, (name, colour) in enumerate(zip(names, COLOURS, strict=False)):
+        axes.plot(grid, best[:, i], color=colour, label=name)
+        axes.plot(betas, learned[:, i], "o", color=colour)
+    axes.set(xlabel="beta", ylabel="probability", xscale="log", ylim=(0, 1))
+    axes.legend(frameon=False)
+    return axes
+
+
+def points(table: pd.DataFrame, x: str, y: str, label: str) -> Axes:
+    """One column against another, joined in the order of the rows, each point with its label."""
+    axes = _axes(None)
+    axes.plot(table[x], table[y], "o-", color=BLUE)
+    for _, row in table.iterrows():
+        axes.annotate(f"  {label} {row[label]:g}", (row[x], row[y]), va="top", fontsize=8)
+    axes.set(xlabel=x, ylabel=y)
+    return axes
+
+
+def matrix(table: pd.DataFrame, title: str) -> Axes:
+    """A square table of shares as a picture, with its numbers."""
+    axes = plt.subplots(figsize=(4.2, 3.4), layout="constrained")[1]
+    axes.imshow(table, cmap="Blues", vmin=0.5, vmax=1)
+    for row, column in np.ndindex(*table.shape):
+        share = table.iloc[row, column]
+        axes.text(column, row, f"{share:.2f}", ha="center", va="center",
+                  color="white" if share > 0.85 else "black")  # fmt: skip
+    axes.set_xticks(range(len(table.columns)), list(table.columns))
+    axes.set_yticks(range(len(table.index)), list(table.index))
+    axes.set(title=title)
     return axes

@@ -61,6 +61,16 @@ class Ranking(TypedDict):
     annotator: NotRequired[str]
 
 
+class Prediction(TypedDict):
+    """What a model answered, as Vertex AI's bulk inference writes it.
+
+    `inputs` holds the prompt as `inputs_pretokenized`.
+    """
+
+    inputs: dict[str, str]
+    prediction: str
+
+
 class Document(TypedDict):
     """A text for pretraining."""
 
@@ -102,6 +112,11 @@ def read_demonstrations(path: StrPath) -> list[Demonstration]:
 def read_rankings(path: StrPath) -> list[Ranking]:
     """Read prompts with K ranked answers; raise `DataError` on a bad record."""
     return _read(path, check_ranking)
+
+
+def read_predictions(path: StrPath) -> list[Prediction]:
+    """Read prompts with a model's answers; raise `DataError` on a bad record."""
+    return _read(path, check_prediction)
 
 
 def read_texts(path: StrPath) -> list[Document]:
@@ -198,6 +213,18 @@ def check_ranking(record: Record) -> None:
         )
 
 
+def check_prediction(record: Record) -> None:
+    """Raise `DataError` unless the record is a `Prediction`; a model may have answered nothing."""
+    _check_text("prediction", _field(record, "prediction"), may_be_empty=True)
+    inputs = _field(record, "inputs")
+    prompt = inputs.get("inputs_pretokenized") if isinstance(inputs, dict) else None
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise DataError(
+            f"`inputs` is {_shown(inputs)}. Write an object that holds the prompt as text: "
+            '{"inputs_pretokenized": …}.'
+        )
+
+
 def check_document(record: Record) -> None:
     """Raise `DataError` unless the record is a `Document`."""
     _check_texts(record, "text")
@@ -278,10 +305,10 @@ def _check_texts(record: Record, *names: str) -> None:
         _check_text(name, _field(record, name))
 
 
-def _check_text(name: str, value: Any) -> None:
+def _check_text(name: str, value: Any, may_be_empty: bool = False) -> None:
     if not isinstance(value, str):
         raise DataError(f"`{name}` is {_shown(value)}. Write a text in quotation marks.")
-    if not value.strip():
+    if not value.strip() and not may_be_empty:
         raise DataError(f"`{name}` is empty. Fill it or delete this line.")
 
 

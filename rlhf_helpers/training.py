@@ -4,6 +4,7 @@ A stage writes into its folder: the model and tokenizer (`from_pretrained` loads
 `metrics.json`, TensorBoard logs under `logs/`, and checkpoints to resume from under `checkpoints/`.
 """
 
+import importlib
 import shutil
 import time
 from dataclasses import asdict, dataclass, field
@@ -24,7 +25,9 @@ from transformers import (
 from transformers.integrations import TensorBoardCallback
 
 from rlhf_helpers.runs import write_json
-from rlhf_helpers.scales import RewardConfig, SFTConfig, StageConfig
+from rlhf_helpers.scales import RewardConfig, Scale, SFTConfig, StageConfig
+
+STAGES = {"sft": "sft", "reward": "reward_model", "ppo": "ppo"}  # stage -> module with its `train`
 
 
 @dataclass
@@ -34,6 +37,18 @@ class Result:
     output_dir: Path
     metrics: dict[str, float]
     history: list[dict[str, Any]] = field(repr=False)
+
+
+def train_stage(stage: str, config: StageConfig, resume: bool = False) -> Result:
+    """Run the stage of this name: `train(config)` of its module."""
+    return importlib.import_module(f"rlhf_helpers.{STAGES[stage]}").train(config, resume)
+
+
+def train_missing(scale: Scale, *stages: str) -> None:
+    """Train, with the scale's settings, those of `stages` whose results are not in `runs/` yet."""
+    for stage in stages:
+        if not (scale.dir(stage) / "metrics.json").exists():
+            train_stage(stage, scale.config(stage))
 
 
 def trl_arguments(config: SFTConfig | RewardConfig, **arguments: Any) -> dict[str, Any]:

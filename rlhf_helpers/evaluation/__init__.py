@@ -1,5 +1,6 @@
 """How good is it, and how sure are we?"""
 
+from rlhf_helpers.evaluation.comparison import WinRate, side_by_side, win_rate
 from rlhf_helpers.evaluation.metrics import (
     evaluate_policy,
     evaluate_reward_model,
@@ -7,4 +8,12 @@ from rlhf_helpers.evaluation.metrics import (
     wilson_interval,
 )
 
-__all__ = ["evaluate_policy", "evaluate_reward_model", "standard_error", "wilson_interval"]
+__all__ = [
+    "WinRate",
+    "evaluate_policy",
+    "evaluate_reward_model",
+    "side_by_side",
+    "standard_error",
+    "wilson_interval",
+    "win_rate",
+]

@@ -23,7 +23,7 @@ def standard_error(values: pd.Series) -> float:
     return float(values.std() / math.sqrt(len(values)))
 
 
-def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+def wilson_interval(successes: float, trials: int, z: float = 1.96) -> tuple[float, float]:
     """The 95% interval of a share (Wilson 1927); unlike the normal one it stays within 0 and 1."""
     share, extra = successes / trials, z**2 / trials
     centre = (share + extra / 2) / (1 + extra)

@@ -9,13 +9,15 @@ from rlhf_helpers import generation
 from rlhf_helpers.evaluation import (
     evaluate_policy,
     evaluate_reward_model,
+    side_by_side,
     standard_error,
     wilson_interval,
+    win_rate,
 )
 from rlhf_helpers.generation import Responses
 from rlhf_helpers.models import load_policy, load_tokenizer
 from rlhf_helpers.scales import Scale
-from rlhf_helpers.schemas import format_prompt, format_response
+from rlhf_helpers.schemas import DataError, format_prompt, format_response, write_jsonl
 
 POST = (
     "r/work: I (30F) have a problem with my boss. My chief makes jokes about my accent in "
@@ -204,3 +206,62 @@ def test_a_real_policy():
     assert list(other["response"]) != list(table["response"])
     greedy, _ = evaluate_policy(policy, tokenizer, prompts, temperature=0.0, **settings)
     assert set(greedy) == {"length", "eos_rate", "prompts"}
+
+
+# Two models
+
+
+def test_a_win_rate_counts_a_tie_as_half_a_win():
+    won = win_rate([3, 2, 1, 4], [1, 2, 2, 3])
+    assert (won.wins, won.ties, won.losses) == (2, 1, 1)
+    assert won.rate == 2.5 / 4
+    assert (won.low, won.high) == wilson_interval(2.5, 4)
+    assert win_rate([1, 2, 2, 3], [3, 2, 1, 4]).rate == 1 - won.rate
+
+
+def test_equal_models_come_out_at_a_half():
+    assert win_rate([1.0, 5.0], [1.0, 5.0]).rate == 0.5
+
+
+@pytest.mark.parametrize(
+    ("tuned", "untuned"), [([1.0], [1.0, 2.0]), ([1.0, 2.0], [1.0]), ([], []), ([math.nan], [1.0])]
+)
+def test_a_win_rate_needs_a_number_of_both_for_every_prompt(tuned, untuned):
+    with pytest.raises(ValueError, match="give one number for each prompt"):
+        win_rate(tuned, untuned)
+
+
+def predictions(path, answers: dict[str, str]):
+    records = [{"inputs": {"inputs_pretokenized": p}, "prediction": a} for p, a in answers.items()]
+    write_jsonl(path, records)
+    return path
+
+
+def test_side_by_side_matches_by_prompt_and_not_by_position(tmp_path):
+    tuned = predictions(tmp_path / "tuned.jsonl", {"p ": "new p", "q": "", "r": "new r"})
+    untuned = predictions(tmp_path / "untuned.jsonl", {"r": "old r", "p": "old p", "q": "old q"})
+    table = side_by_side(tuned, untuned)
+    assert list(table.columns) == ["prompt", "untuned", "tuned"]
+    rows = [["p", "old p", "new p"], ["q", "old q", ""], ["r", "old r", "new r"]]
+    assert table.values.tolist() == rows
+
+
+@pytest.mark.parametrize("lacking", ["tuned", "untuned"])
+def test_side_by_side_reports_prompts_that_one_file_lacks(tmp_path, lacking):
+    answers = {"p": "a", "q": "b", "r": "c"}
+    paths = {
+        name: predictions(tmp_path / f"{name}.jsonl", {"p": "a"} if name == lacking else answers)
+        for name in ("tuned", "untuned")
+    }
+    with pytest.raises(DataError, match="2 prompts that are not in") as caught:
+        side_by_side(paths["tuned"], paths["untuned"])
+    other = "untuned" if lacking == "tuned" else "tuned"
+    assert str(caught.value).startswith(str(paths[other]))
+    assert "'q'" in str(caught.value)
+
+
+def test_side_by_side_refuses_two_answers_to_one_prompt(tmp_path):
+    once = predictions(tmp_path / "once.jsonl", {"p": "a"})
+    twice = predictions(tmp_path / "twice.jsonl", {"p": "a", " p": "b"})
+    with pytest.raises(DataError, match="'p' is there twice"):
+        side_by_side(once, twice)

@@ -21,6 +21,7 @@ GOOD = {
     schemas.read_demonstrations: {"input_text": "a post [summary]: ", "output_text": "short"},
     schemas.read_rankings: {**RANKING, "ranking": [2, [0, 3], 1]},
     schemas.read_texts: {"text": "a document"},
+    schemas.read_predictions: {"inputs": {"inputs_pretokenized": "a post"}, "prediction": "short"},
 }
 READERS = pytest.mark.parametrize("read", GOOD, ids=lambda read: read.__name__)
 # Line separators of str.splitlines that must not end a record, and other rare characters.
@@ -105,7 +106,7 @@ def bad_fields():
                 rest = {key: good[key] for key in good if key != field}
                 yield read, rest, f"`{field}` is missing. Add it"
             if isinstance(good[field], str):
-                for blank in ("", " \n\t\u2028"):
+                for blank in ("", " \n\t\u2028") if field != "prediction" else ():
                     yield read, {**good, field: blank}, f"`{field}` is empty. Fill it"
                 for wrong in (None, 7, True, ["a"], {"a": "b"}):
                     shown = json.dumps(wrong)
@@ -146,6 +147,14 @@ BAD_RECORDS = [
         for candidates, remedy in BAD_CANDIDATES
     ),
     *(
+        (
+            schemas.read_predictions,
+            {"inputs": inputs, "prediction": "a"},
+            "holds the prompt as text",
+        )
+        for inputs in (None, "a post", [], {}, {"inputs": "a"}, {"inputs_pretokenized": " "})
+    ),
+    *(
         (schemas.read_rankings, {**RANKING, "ranking": ranking}, "Name each of 0 to 3 once")
         for ranking in BAD_RANKINGS
     ),
@@ -159,6 +168,13 @@ def test_a_bad_field(tmp_path, read, record, remedy):
     message = message_of(read, path)
     assert message.startswith(f"{path}, line 3: ")
     assert remedy in message
+
+
+def test_a_model_may_have_answered_nothing(tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    record = {"inputs": {"inputs_pretokenized": "a post"}, "prediction": ""}
+    schemas.write_jsonl(path, [record])
+    assert schemas.read_predictions(path) == [record]
 
 
 def test_a_missing_field_names_those_found(tmp_path):

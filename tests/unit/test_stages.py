@@ -1,6 +1,5 @@
 """The chain SFT -> reward model -> PPO -> evaluation at scale `smoke`, and resuming its stages."""
 
-import importlib
 import json
 import shutil
 from pathlib import Path
@@ -12,14 +11,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl import RewardTrainer, SFTTrainer
 
+from rlhf_helpers import training
 from rlhf_helpers.cli import main
 from rlhf_helpers.models import matmul_precision
 from rlhf_helpers.ppo import PPOTrainer
 from rlhf_helpers.scales import Scale
 
 SMOKE = Scale("smoke")
-MODULES = {"sft": "sft", "reward": "reward_model", "ppo": "ppo"}
-STAGES = pytest.mark.parametrize("stage", MODULES)
+STAGES = pytest.mark.parametrize("stage", training.STAGES)
 CLASSES = {"sft": AutoModelForCausalLM, "reward": AutoModelForSequenceClassification}
 TAGS = {
     "sft": {"train/loss", "train/learning_rate", "train/grad_norm"},
@@ -30,8 +29,7 @@ TAGS = {
 
 def train(stage: str, resume: bool = False, **changes):
     """The stage's function, without the command line."""
-    module = importlib.import_module(f"rlhf_helpers.{MODULES[stage]}")
-    return module.train(SMOKE.config(stage, **changes), resume=resume)
+    return training.train_stage(stage, SMOKE.config(stage, **changes), resume)
 
 
 def report(folder: Path) -> dict:
@@ -63,7 +61,7 @@ def home(tmp_path_factory):
 def chain(home) -> dict[str, int]:
     """Exit status of every stage, run in order by the command line."""
     torch.set_num_threads(1)
-    status = {stage: main(["train", stage, "--scale", "smoke"]) for stage in MODULES}
+    status = {stage: main(["train", stage, "--scale", "smoke"]) for stage in training.STAGES}
     arguments = ["evaluate", "--scale", "smoke", "--output-dir", str(home / "evaluation")]
     return status | {"evaluate": main(arguments)}
 
@@ -74,6 +72,16 @@ def chain(home) -> dict[str, int]:
 def test_every_stage_succeeds_and_writes_only_where_it_should(chain, home):
     assert chain == {"sft": 0, "reward": 0, "ppo": 0, "evaluate": 0}
     assert [path.name for path in home.rglob("*")] == ["evaluation", "evaluation.json"]
+
+
+def test_only_what_is_missing_is_trained(chain, monkeypatch):
+    trained = []
+    monkeypatch.setattr(training, "train_stage", lambda stage, config: trained.append(config))
+    training.train_missing(SMOKE, "sft", "reward", "ppo")
+    assert trained == []
+    other = Scale("smoke", seed=1)
+    training.train_missing(other, "sft", "reward")
+    assert trained == [other.config("sft"), other.config("reward")]
 
 
 @STAGES

@@ -1,0 +1,68 @@
+"""Two models on the same prompts: who wins how often, and what they wrote."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from rlhf_helpers.evaluation.metrics import wilson_interval
+from rlhf_helpers.schemas import DataError, StrPath, read_predictions
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """`rate` counts a tie as half a win; `low` and `high` are its 95% interval (Wilson 1927)."""
+
+    rate: float
+    low: float
+    high: float
+    wins: int
+    ties: int
+    losses: int
+
+
+def win_rate(tuned: Sequence[float], untuned: Sequence[float]) -> WinRate:
+    """How often the tuned model's answer is worth more than the untuned one's, prompt by prompt.
+
+    Both are (N,) values of the answers to the same N prompts, in the same order. Raises ValueError
+    where they are not alike in length, empty, or not numbers.
+    """
+    difference = np.asarray(tuned, dtype=float) - np.asarray(untuned, dtype=float)
+    if len(tuned) != len(untuned) or not len(tuned) or np.isnan(difference).any():
+        raise ValueError(
+            f"{len(tuned)} values of the tuned model against {len(untuned)} of the untuned one: "
+            "give one number for each prompt, of both."
+        )
+    wins, ties = int((difference > 0).sum()), int((difference == 0).sum())
+    score, trials = wins + ties / 2, len(difference)
+    low, high = wilson_interval(score, trials)
+    return WinRate(score / trials, low, high, wins, ties, trials - wins - ties)
+
+
+def side_by_side(tuned_path: StrPath, untuned_path: StrPath) -> pd.DataFrame:
+    """Columns `prompt`, `untuned`, `tuned`: the predictions of two files, matched by prompt.
+
+    The order is that of the tuned file. Raises DataError where a file has a prompt twice, or one
+    of them has a prompt that the other one lacks.
+    """
+    answers = {path: _by_prompt(path) for path in (tuned_path, untuned_path)}
+    tuned, untuned = answers[tuned_path], answers[untuned_path]
+    for here, there in ((tuned_path, untuned_path), (untuned_path, tuned_path)):
+        if alone := answers[here].keys() - answers[there].keys():
+            raise DataError(
+                f"{here}: {len(alone)} prompts that are not in {there}, such as {min(alone)!r}. "
+                "Let both models answer the same prompts."
+            )
+    rows = [(prompt, untuned[prompt], answer) for prompt, answer in tuned.items()]
+    return pd.DataFrame(rows, columns=["prompt", "untuned", "tuned"])
+
+
+def _by_prompt(path: StrPath) -> dict[str, str]:
+    answers: dict[str, str] = {}
+    for record in read_predictions(path):
+        prompt = record["inputs"]["inputs_pretokenized"].strip()
+        if prompt in answers:
+            raise DataError(f"{path}: the prompt {prompt!r} is there twice. Keep one answer to it.")
+        answers[prompt] = record["prediction"]
+    return answers

@@ -1,0 +1,80 @@
+"""The figures: what is drawn is what was given."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from rlhf_helpers import plots
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def test_a_training_curve_shows_every_point_and_a_running_mean():
+    history = [{"step": 5, "loss": 3.0}, {"other": 1.0}, {"step": 10, "loss": 1.0}]
+    dots, line = plots.training_curve(history, "loss", window=3).lines
+    assert dots.get_xydata().tolist() == [[5, 3], [10, 1]]
+    assert line.get_ydata().tolist() == [2, 2]
+
+
+def test_ppo_curves_have_a_panel_a_key_and_hide_the_rest():
+    history = [{"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0}] * 2
+    panels = plots.ppo_curves(history, list("abcd"))
+    assert [axes.get_title() for axes in panels.flat if axes.get_visible()] == list("abcd")
+
+
+def test_shares_by_bins_are_the_means_of_bins_of_equal_size():
+    values = pd.Series(range(100), index=range(100, 200))  # an index that is not 0, 1, ...
+    axes = plots.share_by_bins(values, {"large": values >= 75}, bins=4)
+    points = axes.containers[0].lines[0].get_xydata()
+    assert points.tolist() == [[12, 0], [37, 0], [62, 0], [87, 1]]
+
+
+def test_histograms_of_whole_numbers_have_a_bin_a_number_and_sum_to_one():
+    axes = plots.histograms({"a": [1, 2, 2, 3], "b": [2, 3]}, "words")
+    for bars in axes.containers:
+        assert sum(bar.get_height() for bar in bars) == pytest.approx(1)
+        assert {bar.get_width() for bar in bars} == {1.0}
+    assert [bar.get_height() for bar in axes.containers[0]] == [0.25, 0.5, 0.25]
+
+
+def test_gold_against_proxy_draws_each_run_in_both_panels():
+    history = [{"reward_mean": 0.0, "gold": 1.0}, {"reward_mean": 2.0, "gold": 1.0}]
+    proxy, gold = plots.gold_against_proxy({"x": history, "y": history}, sft_gold=1.5)
+    assert [line.get_ydata().tolist() for line in proxy.lines] == [[1, 1]] * 2
+    assert gold.lines[-1].get_ydata()[0] == 1.5
+
+
+def test_policies_by_beta_puts_the_learned_ones_on_the_lines_of_the_best():
+    reference, rewards = torch.tensor([0.5, 0.5]), torch.tensor([0.0, 1.0])
+
+    def optimum(beta):
+        return torch.softmax(reference.log() + rewards / beta, -1)
+
+    learned = torch.stack([optimum(0.5), optimum(2.0)])
+    axes = plots.policies_by_beta([0.5, 2.0], learned, optimum, ["a", "b"])
+    line, dots = axes.lines[:2]
+    assert np.interp(2.0, *line.get_xydata().T) == pytest.approx(dots.get_ydata()[1], abs=1e-6)
+
+
+def test_a_policy_path_ends_beside_the_best_probability():
+    axes = plots.policy_path(torch.tensor([[0.5, 0.5], [0.1, 0.9]]), torch.tensor([0.1, 0.9]), "ab")
+    assert axes.lines[0].get_ydata()[-1] == pytest.approx(axes.lines[1].get_ydata()[0])
+
+
+def test_points_bars_and_matrix_carry_their_numbers():
+    table = pd.DataFrame({"x": [1.0, 2.0], "y": [3.0, 4.0], "beta": [0.5, 1.0]})
+    assert plots.points(table, "x", "y", "beta").texts[1].get_text().strip() == "beta 1"
+    assert [t.get_text() for t in plots.bars({"4 bit": 0.5}, "MB").texts] == ["0.5"]
+    shares = pd.DataFrame([[1.0, 0.8], [0.8, 1.0]], ["a", "b"], ["a", "b"])
+    assert [t.get_text() for t in plots.matrix(shares, "t").texts] == [
+        "1.00",
+        "0.80",
+        "0.80",
+        "1.00",
+    ]
