@@ -21,6 +21,36 @@ def test_every_notebook_ran_and_was_kept(results):
         code = [cell for cell in executed.cells if cell.cell_type == "code"]
         assert all(cell.execution_count for cell in code if cell.source.strip())
         assert results[path.stem]["seconds"] > 0
+        solutions = [cell for cell in code if "solution" in cell.metadata.get("tags", [])]
+        for cell in solutions:
+            assert cell.outputs[-1].data["text/plain"].startswith("✓"), cell.source
+
+
+def test_l1_ppo_reaches_the_closed_form_optimum(results):
+    l1 = results["L1_how_rlhf_works"]
+    assert 0 <= l1["total_variation"] <= 0.02
+    assert l1["kl_lowest_beta"] > 1, "a low beta must lead far from the reference"
+
+
+def test_l2_describes_the_preferences(results):
+    l2 = results["L2_explore_data"]
+    assert l2["pairs"] == l2["deeplake_rows"] == 10_000
+    assert 0.87 <= l2["label_agreement"] <= 0.91
+    assert 0.76 <= l2["annotator_agreement"] <= 0.82
+    assert 0.04 <= l2["true_disagreement"] <= 0.10
+    assert l2["ceiling"] == pytest.approx(l2["label_agreement"], abs=0.03)
+
+
+def test_l4_the_tuned_model_wins(results):
+    l4 = results["L4_evaluate_model"]
+    assert l4["test_prompts"] >= 256
+    assert l4["win_rate"] >= 0.70
+    assert l4["win_rate_low"] >= 0.64
+    assert l4["win_rate_low"] < l4["win_rate"] < l4["win_rate_high"]
+    assert l4["gold_gain"] >= 1.0
+    assert l4["kl"] <= 3
+    for name in ("accuracy", "precision", "recall", "f1", "accuracy_validation"):
+        assert 0.69 <= l4[name] <= 0.9
 
 
 def test_l6_sft_learns_the_task_and_the_habit(results):

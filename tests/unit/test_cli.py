@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from rlhf_helpers import cli, course, ppo, reward_model, sft
+from rlhf_helpers import cli, course, ppo, reward_model, schemas, sft
 from rlhf_helpers.cli import main
 from rlhf_helpers.little_world import base_model, build
 from rlhf_helpers.reward_model import RewardModel
-from rlhf_helpers.runs import data_dir, runs_dir
+from rlhf_helpers.runs import data_dir, project_root, runs_dir
 from rlhf_helpers.scales import Scale
 from rlhf_helpers.training import Result
 
@@ -327,3 +327,28 @@ def test_every_setting_has_its_meaning():
 def test_an_unknown_scale_or_task(name, task):
     with pytest.raises(ValueError, match=r"unknown (scale 'huge'|task 'chess'): choose one of "):
         Scale(name, task)
+
+
+@pytest.mark.parametrize("kind", ["opt", "gpt2"])
+def test_the_readme_s_lines_for_ones_own_data_and_model_run(
+    kind, make_model, tokenizer, tmp_path, monkeypatch
+):
+    """The very lines, with a small local model in place of the hub's and scale smoke."""
+    monkeypatch.chdir(tmp_path)
+    model = tmp_path / "own-model"
+    make_model(kind).save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    pairs = [GOOD["reward"] | {"input_text": f"post {i} [summary]: "} for i in range(32)]
+    schemas.write_jsonl("preferences.jsonl", pairs)
+    schemas.write_jsonl("prompts.jsonl", [{"input_text": r["input_text"]} for r in pairs])
+    readme = (project_root() / "README.md").read_text(encoding="utf-8")
+    section = readme[readme.index("## Your own data") :]
+    block = section[section.index("```bash") :].split("```")[1].replace("\\\n", "")
+    commands = re.findall(r"python -m rlhf_helpers (.*)", block)
+    assert len(commands) == 2
+    for command in commands:
+        arguments = command.replace("facebook/opt-125m", str(model)).split()
+        assert main([*arguments, "--scale", "smoke"]) == 0
+    scorer = RewardModel.from_pretrained("my/reward")
+    assert len(scorer(["post 1 [summary]: x"])) == 1
+    assert AutoModelForCausalLM.from_pretrained("my/ppo").config.model_type == kind
