@@ -1,4 +1,4 @@
-"""Every figure of the course: matplotlib only, each function returns its Axes."""
+"""Every figure of the course, by matplotlib: each function returns its Axes. And one table."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
+from pandas.io.formats.style import Styler
 from torch import Tensor
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
@@ -65,7 +66,7 @@ def histograms(groups: Mapping[str, Sequence[float]], label: str) -> Axes:
     together = np.concatenate(list(groups.values()))
     low, high = np.percentile(together, [0.5, 99.5])
     whole = np.issubdtype(together.dtype, np.integer)  # a bin between two numbers would be empty
-    bins = np.arange(low // 1, high + 1.5) - 0.5 if whole else np.linspace(low, high, 40)
+    bins = np.arange(low // 1, high + 1.5) - 0.5 if whole else np.linspace(low, high, 30)
     for (name, values), colour in zip(groups.items(), COLOURS, strict=False):
         weights = np.full(len(values), 1 / len(values))
         axes.hist(values, bins.tolist(), weights=weights, color=colour, alpha=0.6, label=name)
@@ -156,14 +157,21 @@ def points(table: pd.DataFrame, x: str, y: str, label: str) -> Axes:
     return axes
 
 
-def matrix(table: pd.DataFrame, title: str) -> Axes:
-    """A square table of shares as a picture, with its numbers."""
+def texts(table: pd.DataFrame) -> Styler:
+    """A table to be read: texts to the left, and shown as they are, whatever HTML they hold."""
+    left = [{"selector": "th, td", "props": "text-align: left; vertical-align: top"}]
+    return table.style.hide(axis="index").format(precision=2, escape="html").set_table_styles(left)
+
+
+def matrix(table: pd.DataFrame, title: str, low: float = 0.0) -> Axes:
+    """A table of shares as a picture, with its numbers; `low` is the share that is drawn white."""
     axes = plt.subplots(figsize=(4.2, 3.4), layout="constrained")[1]
-    axes.imshow(table, cmap="Blues", vmin=0.5, vmax=1)
-    for row, column in np.ndindex(*table.shape):
-        share = table.iloc[row, column]
-        axes.text(column, row, f"{share:.2f}", ha="center", va="center",
-                  color="white" if share > 0.85 else "black")  # fmt: skip
+    shares = table.to_numpy(dtype=float)
+    middle = (low + shares.max()) / 2
+    axes.imshow(shares, cmap="Blues", vmin=low)
+    for (row, column), share in np.ndenumerate(shares):
+        colour = "white" if share > middle else "black"
+        axes.text(column, row, f"{share:.2f}", ha="center", va="center", color=colour)
     axes.set_xticks(range(len(table.columns)), list(table.columns))
     axes.set_yticks(range(len(table.index)), list(table.index))
     axes.set(title=title)

@@ -78,3 +78,8 @@ def test_points_bars_and_matrix_carry_their_numbers():
         "0.80",
         "1.00",
     ]
+
+
+def test_a_table_of_texts_shows_html_as_text():
+    html = plots.texts(pd.DataFrame({"answer": ["<b>bold</b>"], "gold": [1.234]})).to_html()
+    assert "&lt;b&gt;bold&lt;/b&gt;" in html and "1.23" in html
