@@ -250,10 +250,10 @@ def hacking_curve(answer: Any, gold: Sequence[float]) -> Feedback:
     """`answer` is one of CURVES: what the true value did while only the score was rewarded."""
     if answer not in CURVES:
         return Feedback(False, f"The answer is {answer!r}.", "Choose from: " + "; ".join(CURVES))
-    width = max(1, len(gold) // 6)
+    width = max(1, len(gold) // 20)
     means = torch.tensor(gold).unfold(0, width, 1).mean(1)
     rise, fall = (means.max() - means[0]).item(), (means.max() - means[-1]).item()
-    happened = CURVES[0] if fall < rise / 2 else CURVES[1 if rise > 0.3 else 2]
+    happened = CURVES[0] if fall < rise / 2 else CURVES[1 if rise > 0.5 else 2]
     measured = f"gold went from {means[0]:.1f} up to {means.max():.1f} and ended at {means[-1]:.1f}"
     if answer == happened:
         return Feedback(True, f"Right: {measured}.")
