@@ -422,7 +422,7 @@ def test_the_first_mini_batch_has_ratio_1(make_trainer, monkeypatch, kind, tempe
         ratios.append((logprobs - old_logprobs).exp()[mask].detach())
         return policy_loss(logprobs, old_logprobs, advantages, mask, cliprange)
 
-    monkeypatch.setattr(ppo, "policy_loss", spy)
+    monkeypatch.setattr(ppo.trainer, "policy_loss", spy)
     rollout = trainer.rollout(PROMPTS)
     trainer.policy.train()
     trainer.step(rollout, upper_share(rollout))
@@ -462,7 +462,7 @@ def test_every_epoch_takes_every_response_once_with_no_needless_padding(make_tra
         taken.extend(real_tokens(*batch))
         return forward_responses(policy, *batch)
 
-    monkeypatch.setattr(ppo.generation, "forward_responses", spy)
+    monkeypatch.setattr(ppo.trainer.generation, "forward_responses", spy)
     trainer.step(rollout, upper_share(rollout))
     epochs = [taken[i : i + 8] for i in range(0, 32, 8)]
     assert len(taken) == 32
@@ -495,8 +495,8 @@ def test_every_response_is_learned_from_with_its_own_advantages_and_returns(
             found += [tensor[m] for tensor in row]
         return value_loss(values, old_values, returns, mask, cliprange_value)
 
-    monkeypatch.setattr(ppo, "policy_loss", spy_policy)
-    monkeypatch.setattr(ppo, "value_loss", spy_value)
+    monkeypatch.setattr(ppo.trainer, "policy_loss", spy_policy)
+    monkeypatch.setattr(ppo.trainer, "value_loss", spy_value)
     trainer.step(rollout, scores)
     assert len(seen) == 8
     found = {tuple(item[0].tolist()): item for item in seen}  # a response by its log-probs
