@@ -151,6 +151,9 @@ def add_lora(model: PreTrainedModel, rank: int) -> PeftModel:
     """Freeze the model and put a LoRA adapter (Hu et al. 2021) on every linear layer."""
     if getattr(model, "is_quantized", False):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        for module in model.modules():  # else the first inference packs weights for good, and
+            if hasattr(module, "support_avx512bf16_for_cpu"):  # packed ones have no backward pass
+                module.support_avx512bf16_for_cpu = False
     config = LoraConfig(
         r=rank,
         lora_alpha=2 * rank,
