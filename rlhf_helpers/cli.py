@@ -31,9 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         return options.command(options) or 0
-    except (ValueError, FileNotFoundError) as error:  # DataError among them
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:  # DataError among them
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, FloatingPointError) else 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -137,11 +137,13 @@ def _add_field(parser: argparse.ArgumentParser, field: dataclasses.Field, hint: 
     """One option for one field of a config; what is not given keeps the scale's value."""
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     default = field.default if field.default is not dataclasses.MISSING else "by scale"
+    kind = next(kind for kind in kinds if isinstance(kind, type) and kind is not type(None))
+    form = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}
     parser.add_argument(
         "--" + field.name.replace("_", "-"),
-        type=next(kind for kind in kinds if isinstance(kind, type) and kind is not type(None)),
         default=argparse.SUPPRESS,
         help=f"{HELP[field.name]} (default: {default})",
+        **form,
     )
 
 
@@ -163,6 +165,7 @@ HELP = {
     "pairs": "use only so many pairs",
     "weight_decay": "of AdamW",
     "center_rewards_coefficient": "weight of the loss that keeps scores around 0",
+    "min_new_tokens": "above 0: draw each answer's length from here to the longest; EOS stops none",
     "max_new_tokens": "longest answer, in tokens",
     "calibration_prompts": "prompts that the scores are standardised on",
     "reward_model": "the folder of a reward model",
@@ -170,8 +173,14 @@ HELP = {
     "samples_per_prompt": "answers to each prompt, which is encoded once for all of them",
     "mini_batch_size": "answers an optimiser step",
     "ppo_epochs": "passes over each rollout",
-    "value_learning_rate": "of the value head",
+    "gradient_accumulation_steps": "parts that a mini-batch is computed in, to save memory",
+    "value_learning_rate": "of the value head, or of the separate critic",
+    "critic": "shared: values come from the policy's states; separate: from a network's own",
     "kl_coef": "price of a nat of KL from the SFT model",
+    "adaptive_kl": "raise or lower kl_coef after every step to hold the KL at kl_target",
+    "kl_target": "nats an answer that adaptive_kl holds",
+    "kl_horizon": "answers that adaptive_kl takes to react",
+    "target_kl": "stop updating on a rollout at 1.5 times so many nats a token from its policy",
     "gamma": "discount a token",
     "lam": "lambda of generalised advantage estimation",
     "cliprange": "how far a token's probability may move in one step, as a ratio",
@@ -180,6 +189,9 @@ HELP = {
     "max_grad_norm": "gradients are clipped to this norm",
     "temperature": "of sampling",
     "missing_eos_penalty": "taken off the score of an answer that does not end",
+    "score_clip": "cut scores to at most this, up and down",
+    "ptx_coef": "weight of the pretraining loss (PPO-ptx)",
+    "ptx_data": "pretraining documents for it, a JSONL file",
 }
 
 

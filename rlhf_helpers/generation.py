@@ -135,10 +135,13 @@ def sample(
     samples_per_prompt: int = 1,
     generator: torch.Generator | None = None,
     keep_hidden: bool = False,
+    lengths: Tensor | None = None,
 ) -> Samples:
     """Sample K responses to each of G prompts; temperature 0 is greedy.
 
-    Rows that have ended leave the batch, so that short responses cost little.
+    With `lengths` (B,), of at most max_new_tokens, each response gets exactly so many tokens: EOS
+    is a token like any other. Rows that have ended leave the batch, so that short responses cost
+    little.
     """
     policy.eval()
     logits, hidden, cache = _prefill(policy, prompt_ids, prompt_mask)
@@ -150,7 +153,7 @@ def sample(
     ids = torch.full(size, tokenizer.pad_token_id, device=device)
     logprobs = torch.zeros(size, device=device)
     states = torch.zeros(*size, hidden.shape[-1], device=device) if keep_hidden else None
-    lengths = torch.zeros(size[0], dtype=torch.long, device=device)
+    limits, lengths = lengths, torch.zeros(size[0], dtype=torch.long, device=device)
     ended = torch.zeros(size[0], dtype=torch.bool, device=device)
     rows = torch.arange(size[0], device=device)  # which responses the batch still holds
     positions = mask.sum(1, keepdim=True)
@@ -166,7 +169,8 @@ def sample(
             states[rows, step] = hidden[:, -1].float()
         lengths[rows] = step + 1
         ended[rows] = token[:, 0] == tokenizer.eos_token_id
-        going = (~ended[rows]).nonzero()[:, 0]
+        on = ~ended[rows] if limits is None else limits[rows] > step + 1
+        going = on.nonzero()[:, 0]
         if not len(going) or step + 1 == max_new_tokens:
             break
         if len(going) < len(rows):

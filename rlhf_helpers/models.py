@@ -121,10 +121,39 @@ def load_policy(path: str | Path, bits: int = 32) -> PreTrainedModel:
     return without_dropout(model)
 
 
+def is_exact(model: PreTrainedModel) -> bool:
+    """Whether log-probs are the same token by token and in one pass: in float32, not quantised."""
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return model.dtype == torch.float32 and not getattr(model, "is_quantized", False)
+
+
+def trainable(model: torch.nn.Module | None) -> list[torch.nn.Parameter]:
+    """The weights that training changes; with LoRA, only the adapter's."""
+    return [p for p in model.parameters() if p.requires_grad] if model is not None else []
+
+
+def trained_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The same by name, for a checkpoint."""
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def load_trained_weights(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> None:
+    """Put back what `trained_weights` gave. Raises ValueError if the names are others."""
+    own = trained_weights(model)
+    if own.keys() != weights.keys():
+        raise ValueError("the checkpoint holds other weights: resume with the same settings")
+    for name, weight in weights.items():
+        own[name].copy_(weight)
+
+
 def add_lora(model: PreTrainedModel, rank: int) -> PeftModel:
     """Freeze the model and put a LoRA adapter (Hu et al. 2021) on every linear layer."""
     if getattr(model, "is_quantized", False):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        for module in model.modules():  # else the first inference packs weights for good, and
+            if hasattr(module, "support_avx512bf16_for_cpu"):  # packed ones have no backward pass
+                module.support_avx512bf16_for_cpu = False
     config = LoraConfig(
         r=rank,
         lora_alpha=2 * rank,

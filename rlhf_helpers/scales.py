@@ -4,6 +4,7 @@
 minutes. A stage's config is all that its `train(config)` needs.
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from rlhf_helpers.runs import data_dir, stage_dir
 
 SCALES = ("smoke", "tiny")
 TASKS = ("summarize",)
+CRITICS = ("shared", "separate")
 
 
 @dataclass(kw_only=True)
@@ -58,17 +60,26 @@ class RewardConfig:
 
 @dataclass(kw_only=True)
 class PPOConfig:
-    """What `ppo.PPOTrainer` needs. Sources are given where each value acts, in `ppo`."""
+    """What `ppo.PPOTrainer` needs. Sources are given where each value acts, in `ppo`.
+
+    With several processes, each takes its share of a batch and of its mini-batches.
+    """
 
     steps: int = 45  # the learning rate falls to a tenth over these
     warmup_steps: int = 5
     batch_size: int = 64  # responses a step
     samples_per_prompt: int = 4
     mini_batch_size: int = 32  # responses an optimiser step
+    gradient_accumulation_steps: int = 1  # parts of a mini-batch, one after the other: less memory
     ppo_epochs: int = 2
     learning_rate: float = 2e-4
-    value_learning_rate: float = 1e-3  # of the value head, which starts at zero
-    kl_coef: float = 0.15
+    value_learning_rate: float = 1e-3  # of the value head, which starts at zero, or whole critic
+    critic: str = "shared"  # one of CRITICS: the value head reads the policy's states, or its own
+    kl_coef: float = 0.15  # price of a nat of KL; with adaptive_kl only the first one
+    adaptive_kl: bool = False  # kl_coef follows the measured KL
+    kl_target: float = 6.0  # nats a response that adaptive_kl holds
+    kl_horizon: float = 10_000  # responses that it takes to react
+    target_kl: float | None = None  # nats a token: stop updating at 1.5 times this; None never does
     gamma: float = 1.0
     lam: float = 0.95
     cliprange: float = 0.2
@@ -76,16 +87,56 @@ class PPOConfig:
     vf_coef: float = 0.1
     max_grad_norm: float = 1.0
     temperature: float = 1.0
+    min_new_tokens: int = 0  # above 0, lengths are drawn from here to max_new_tokens: no EOS stop
     max_new_tokens: int = 48
-    missing_eos_penalty: float = 1.0
+    missing_eos_penalty: float = 1.0  # off the score of a cut response; not where lengths are drawn
+    score_clip: float | None = None  # scores beyond +- this are cut to it
+    ptx_coef: float = 0.0  # weight of the pretraining loss (PPO-ptx)
     seed: int = 0
 
     def __post_init__(self) -> None:
+        self._check_numbers()
+        group = self.samples_per_prompt * self.gradient_accumulation_steps
         if self.mini_batch_size % self.samples_per_prompt or self.batch_size % self.mini_batch_size:
             raise ValueError(
                 f"batch_size {self.batch_size} must be a multiple of mini_batch_size "
                 f"{self.mini_batch_size}, and that of samples_per_prompt {self.samples_per_prompt}"
             )
+        if self.mini_batch_size % group:
+            raise ValueError(
+                f"mini_batch_size {self.mini_batch_size} must be a multiple of {group}: "
+                f"gradient_accumulation_steps {self.gradient_accumulation_steps} times "
+                f"samples_per_prompt {self.samples_per_prompt}"
+            )
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens {self.min_new_tokens} is more than max_new_tokens "
+                f"{self.max_new_tokens}"
+            )
+        if self.critic not in CRITICS:
+            raise ValueError(f"unknown critic {self.critic!r}: choose one of {', '.join(CRITICS)}")
+        if self.adaptive_kl and not self.kl_coef:
+            raise ValueError("adaptive_kl multiplies kl_coef: start it above 0")
+
+    def _check_numbers(self) -> None:
+        """Raise ValueError for the first number out of its range."""
+        counts = ("steps", "batch_size", "samples_per_prompt", "mini_batch_size", "ppo_epochs",
+                  "gradient_accumulation_steps", "max_new_tokens")  # fmt: skip
+        positive = ("temperature", "cliprange", "cliprange_value", "max_grad_norm", "kl_target",
+                    "kl_horizon", "target_kl", "score_clip")  # fmt: skip
+        not_negative = ("warmup_steps", "learning_rate", "value_learning_rate", "kl_coef",
+                        "vf_coef", "min_new_tokens", "missing_eos_penalty",
+                        "ptx_coef")  # fmt: skip
+        for names, fits, what in (
+            (counts, lambda value: value >= 1, "at least 1"),
+            (positive, lambda value: 0 < value < math.inf, "a number above 0"),
+            (not_negative, lambda value: 0 <= value < math.inf, "0 or a number above it"),
+            (("gamma", "lam"), lambda value: 0 <= value <= 1, "a number from 0 to 1"),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not fits(value):
+                    raise ValueError(f"{name} is {value}: it must be {what}")
 
 
 @dataclass(kw_only=True)
@@ -96,8 +147,18 @@ class PPORunConfig(PPOConfig):
     reward_model: str | Path
     data: Path  # prompts, JSONL
     output_dir: Path
+    ptx_data: Path | None = None  # pretraining documents, JSONL; read if there is a ptx_coef
     instruction: str = ""
+    lora_rank: int = 0  # 0 trains all weights
+    bits: int = 32  # 8 or 4 quantise the frozen weights; needs lora_rank
     save_steps: int = 20
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ptx_coef and self.ptx_data is None:
+            raise ValueError("ptx_coef needs pretraining documents: set ptx_data")
+        if self.bits != 32 and not self.lora_rank:
+            raise ValueError(f"weights of {self.bits} bits cannot be trained: set lora_rank too")
 
 
 StageConfig = SFTConfig | RewardConfig | PPORunConfig
@@ -150,6 +211,7 @@ class Scale:
             values |= {"prompts": self.data("prompts", "train")}
             return RewardConfig(**values | changes)
         values |= {"reward_model": self.dir("reward"), "data": self.data("prompts", "train")}
+        values |= {"ptx_data": self.data("pretraining", "train")}
         return PPORunConfig(**values | changes)
 
 

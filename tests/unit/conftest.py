@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from ppo_helpers import SMALL
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import (
@@ -16,6 +17,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+
+from rlhf_helpers.models import add_lora, without_dropout
+from rlhf_helpers.ppo import PPOConfig, PPOTrainer
 
 SPECIAL = ["<pad>", "</s>"]
 PRINTABLE = ["Ċ", "Ġ", *map(chr, range(33, 127))]  # newline, blank, and the rest of ASCII
@@ -77,6 +81,27 @@ def make_model() -> Callable[..., PreTrainedModel]:
         bias[VOCABULARY["</s>"]] = eos_bias
         model.lm_head.bias = torch.nn.Parameter(bias)
         return model
+
+    return make
+
+
+@pytest.fixture
+def make_trainer(make_model, tokenizer) -> Callable[..., PPOTrainer]:
+    """`make_trainer("opt", seed=1)`: a trainer of a tiny policy; keywords go to the config.
+
+    Besides: `model` changes the policy's config, `critic_model` and `documents` go to the trainer.
+    """
+
+    def make(
+        kind: str = "opt", lora: bool = False, model: dict | None = None, critic_model=None,
+        documents=None, **changes,
+    ) -> PPOTrainer:  # fmt: skip
+        policy = without_dropout(make_model(kind, **model or {}))
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            policy = add_lora(policy, rank=4) if lora else policy
+        config = PPOConfig(**SMALL | changes)
+        return PPOTrainer(policy, tokenizer, config, critic=critic_model, documents=documents)
 
     return make
 

@@ -1,0 +1,81 @@
+"""Where the values come from: a head on hidden states, the policy's own or a separate network's.
+
+The shared trunk (Ziegler et al. 2019) costs no pass of its own, but the value loss then moves the
+policy's features too. A separate critic (Ouyang et al. 2022, appendix C) starts from the reward
+model and costs a second network.
+"""
+
+import copy
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def trunk(model: PreTrainedModel) -> PreTrainedModel:
+    """The transformer below a model's head (and below its adapter's wrapper)."""
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return model.base_model
+
+
+def fits(
+    candidate: PreTrainedModel,
+    candidate_tokenizer: PreTrainedTokenizerBase,
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> bool:
+    """Whether a model can be the policy's critic: the same tokens, and no look into the future.
+
+    An encoder such as DeBERTa sees the whole response at every token, so the kind of trunk has to
+    be the policy's own.
+    """
+    same_tokens = candidate_tokenizer.get_vocab() == tokenizer.get_vocab()
+    return same_tokens and type(trunk(candidate)) is type(trunk(policy))
+
+
+def separate_critic(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of a model's trunk, to be trained on values; what was frozen there stays frozen."""
+    return copy.deepcopy(trunk(model)).eval()
+
+
+def value_head(model: PreTrainedModel) -> torch.nn.Linear:
+    """A linear layer of zeros on a model's last hidden states, so that every value starts at 0.
+
+    It draws no random numbers, and is float32 whatever the model.
+    """
+    head = torch.nn.utils.skip_init(torch.nn.Linear, _state_width(model), 1, device=model.device)
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    return head
+
+
+@torch.no_grad()
+def _state_width(model: PreTrainedModel) -> int:
+    """The size of the last hidden states: some models project them after the last layer."""
+    if (language_head := model.get_output_embeddings()) is not None:
+        return language_head.in_features
+    ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    return model(input_ids=ids).last_hidden_state.shape[-1]
+
+
+def response_states(
+    critic: PreTrainedModel,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    response_ids: Tensor,
+    response_mask: Tensor,
+) -> Tensor:
+    """Hidden states (B, R, H) of a trunk before each response token.
+
+    Shapes as in `generation.forward_responses`.
+    """
+    samples = len(response_ids) // len(prompt_ids)
+    prompt_ids, prompt_mask = (x.repeat_interleave(samples, 0) for x in (prompt_ids, prompt_mask))
+    mask = torch.cat([prompt_mask, response_mask[:, :-1].to(prompt_mask.dtype)], 1)
+    output = critic(
+        input_ids=torch.cat([prompt_ids, response_ids[:, :-1]], 1),
+        attention_mask=mask,
+        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+        use_cache=False,
+    )
+    return output.last_hidden_state[:, prompt_ids.shape[1] - 1 :]

@@ -1,0 +1,133 @@
+"""A whole PPO run, from an SFT model and a reward model to a better policy, all in folders."""
+
+import contextlib
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm.auto import trange
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_helpers import processes
+from rlhf_helpers.models import (
+    add_lora,
+    load_policy,
+    load_tokenizer,
+    load_trained_weights,
+    merge_adapter,
+    trained_weights,
+)
+from rlhf_helpers.ppo import critic
+from rlhf_helpers.ppo.trainer import PPOTrainer
+from rlhf_helpers.reward_model import RewardModel
+from rlhf_helpers.scales import PPORunConfig
+from rlhf_helpers.schemas import Prompt, format_prompt, read_prompts, read_texts
+from rlhf_helpers.training import (
+    Result,
+    load_checkpoint,
+    save_checkpoint,
+    save_stage,
+    start_stage,
+)
+
+
+def prompt_batches(records: list[Prompt], config: PPORunConfig) -> list[list[str]]:
+    """The formatted prompts of every step, drawn without repeats until all have been used."""
+    per_step = config.batch_size // config.samples_per_prompt
+    generator = torch.Generator().manual_seed(config.seed)
+    order: list[int] = []
+    while len(order) < config.steps * per_step:
+        order += torch.randperm(len(records), generator=generator).tolist()
+    texts = [format_prompt(records[i]["input_text"], config.instruction) for i in order]
+    return [texts[i * per_step : (i + 1) * per_step] for i in range(config.steps)]
+
+
+def train(config: PPORunConfig, resume: bool = False) -> Result:
+    """Run PPO from the SFT model against the reward model; see `PPOTrainer` for the loop.
+
+    With `lora_rank` only a LoRA adapter is trained, on weights of `bits` bits; it is merged into
+    the full-precision model at the end. Under `accelerate launch` the processes share every batch.
+    Raises DataError for a bad data set.
+    """
+    processes.start()
+    main = processes.rank() == 0
+    batches = prompt_batches(read_prompts(config.data), config)
+    documents = None
+    if config.ptx_coef and config.ptx_data:
+        documents = [record["text"] for record in read_texts(config.ptx_data)]
+    reward_model = RewardModel.from_pretrained(config.reward_model)
+    tokenizer = load_tokenizer(config.model)
+    policy = _load_policy(config)
+    trainer = PPOTrainer(
+        policy, tokenizer, config,
+        critic=_critic_start(config, reward_model, policy, tokenizer), documents=documents,
+    )  # fmt: skip
+    if main:
+        start_stage(config, resume)
+    processes.wait()
+    history = _load(config, trainer) if resume else []
+    with SummaryWriter(config.output_dir / "logs") if main else contextlib.nullcontext() as writer:
+        for step in trange(len(history), config.steps, initial=len(history), total=config.steps):
+            rollout = trainer.rollout(batches[step][processes.rank() :: processes.count()])
+            history.append(trainer.step(rollout, reward_model(rollout.texts)))
+            if writer is not None:
+                for name, value in history[-1].items():
+                    writer.add_scalar(f"ppo/{name}", value, step)
+            if (step + 1) % config.save_steps == 0 and step + 1 < config.steps:
+                _save(config, trainer, history)
+    if config.lora_rank:
+        policy = merge_adapter(policy, config.model)
+    return _finish(config, policy, tokenizer, history)
+
+
+def _load_policy(config: PPORunConfig) -> PreTrainedModel:
+    policy = load_policy(config.model, config.bits)
+    if not config.lora_rank:
+        return policy
+    torch.manual_seed(config.seed)  # the adapter
+    return add_lora(policy, config.lora_rank)
+
+
+def _critic_start(
+    config: PPORunConfig,
+    reward_model: RewardModel,
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> PreTrainedModel | None:
+    """What a separate critic starts from: the reward model if it fits, else (None) the policy."""
+    if config.critic == "separate" and critic.fits(
+        reward_model.model, reward_model.tokenizer, policy, tokenizer
+    ):
+        return reward_model.model
+    return None
+
+
+def _save(config: PPORunConfig, trainer: PPOTrainer, history: list[dict]) -> None:
+    """Write a checkpoint; its state is the same in all processes, so the first one writes it."""
+    state = {"trainer": trainer.state_dict(), "policy": trained_weights(trainer.policy)}
+    if processes.rank() == 0:
+        save_checkpoint(config.output_dir, len(history), state | {"history": history})
+
+
+def _load(config: PPORunConfig, trainer: PPOTrainer) -> list[dict]:
+    """Set the trainer to the last checkpoint; returns the history so far."""
+    state = load_checkpoint(config.output_dir, trainer.device)
+    load_trained_weights(trainer.policy, state["policy"])
+    trainer.load_state_dict(state["trainer"])
+    return state["history"]
+
+
+def _finish(
+    config: PPORunConfig,
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    history: list[dict],
+) -> Result:
+    """Write the model and its numbers, in the first process."""
+    seconds = sum(stats["seconds_rollout"] + stats["seconds_update"] for stats in history)
+    metrics = {key: history[-1][key] for key in ("reward_mean", "kl", "eos_rate")}
+    metrics |= {"steps": len(history), "seconds": seconds}
+    result = Result(config.output_dir, metrics, history)
+    if processes.rank() == 0:
+        result = save_stage(config, policy, tokenizer, metrics, history)
+    processes.wait()
+    return result

@@ -1,0 +1,105 @@
+"""PPO learns: a rule, and to the closed-form optimum where that is known."""
+
+import itertools
+
+import pytest
+import torch
+from ppo_helpers import run
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from torch import Tensor
+from transformers import AutoModelForCausalLM, OPTConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from rlhf_helpers.ppo import PPOConfig, PPOTrainer
+
+LEARNING = {
+    "steps": 25, "batch_size": 32, "mini_batch_size": 16, "samples_per_prompt": 8,
+    "missing_eos_penalty": 0.0, "learning_rate": 3e-3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_it_learns_a_rule(make_trainer, seed):
+    rewards = [
+        stats["reward_mean"] for stats in run(make_trainer(seed=seed, kl_coef=0.02, **LEARNING), 25)
+    ]
+    assert rewards[0] < 0.5
+    assert sum(rewards[-5:]) / 5 > 0.75
+
+
+def test_a_large_kl_coef_keeps_the_policy_near_its_reference(make_trainer):
+    free, held = (
+        [stats["kl"] for stats in run(make_trainer(kl_coef=kl_coef, **LEARNING), 12)][-4:]
+        for kl_coef in (0.0, 1.0)
+    )
+    assert min(free) > 4
+    assert max(held) < 2
+
+
+# ---- bandits, whose optimum is known -------------------------------------------------------
+
+ACTIONS = ["<pad>", "</s>", "a", "b", "c"]
+REWARDS = torch.tensor([0.0, 0.3, 1.0, 0.5, 0.2])
+BONUS = 0.5 * torch.eye(5).roll(1, 0)  # of the second of two actions, given the first
+
+
+def make_bandit(seed: int) -> PreTrainedModel:
+    """A policy of five actions, far from even, and another one for another seed."""
+    config = OPTConfig(
+        vocab_size=5, hidden_size=16, word_embed_proj_dim=16, ffn_dim=16, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=16, init_std=0.4, dropout=0.0,
+        pad_token_id=0, bos_token_id=1, eos_token_id=1,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config).eval()
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {action: i for i, action in enumerate(ACTIONS)}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token="c")),
+        pad_token="<pad>", eos_token="</s>",
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def distribution(policy: PreTrainedModel, tokens: int) -> Tensor:
+    """Probabilities (5,) or (25,) of all responses of one or two tokens to the prompt 'a'."""
+    if tokens == 1:
+        return torch.softmax(policy(torch.tensor([[2]])).logits[0, -1], -1)
+    both = torch.tensor([[2, *pair] for pair in itertools.product(range(5), repeat=2)])
+    logprobs = torch.log_softmax(policy(both).logits, -1)
+    rows = torch.arange(25)
+    return (logprobs[rows, 0, both[:, 1]] + logprobs[rows, 1, both[:, 2]]).exp()
+
+
+@pytest.mark.parametrize("kl_coef", [0.2, 1.0, 5.0])
+@pytest.mark.parametrize("tokens", [1, 2])
+def test_a_bandit_reaches_the_closed_form_optimum(tokens, kl_coef):
+    """The best policy is the reference times exp(reward / kl_coef), up to a constant.
+
+    Its distance is half the sum of absolute differences, over all responses (total variation). The
+    policy starts as another than the reference, so that a high price of KL has to bring it back.
+    """
+    policy, reference = make_bandit(seed=0), make_bandit(seed=1)
+    rewards = REWARDS if tokens == 1 else (REWARDS + REWARDS[:, None] + BONUS).flatten()
+    optimum = torch.softmax(distribution(reference, tokens).log() + rewards / kl_coef, -1)
+
+    def distance() -> float:
+        return (distribution(policy, tokens) - optimum).abs().sum().item() / 2
+
+    assert distance() > 0.4
+    for learning_rate in (3e-3, 3e-4):
+        config = PPOConfig(
+            kl_coef=kl_coef, learning_rate=learning_rate, value_learning_rate=3e-2, steps=30,
+            warmup_steps=1, ppo_epochs=4, batch_size=1024, mini_batch_size=1024, lam=1.0,
+            samples_per_prompt=1024, min_new_tokens=tokens, max_new_tokens=tokens,
+        )  # fmt: skip
+        trainer = PPOTrainer(policy, make_tokenizer(), config)
+        trainer.reference = reference
+        for _ in range(config.steps):
+            rollout = trainer.rollout(["a"])
+            index = (rollout.response_ids * torch.tensor([5, 1])[-tokens:]).sum(1)
+            trainer.step(rollout, rewards[index])
+    assert distance() < 0.02

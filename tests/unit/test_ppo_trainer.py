@@ -1,0 +1,282 @@
+"""The trainer through its public face: what a rollout holds, and what a step does to the policy."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from ppo_helpers import PROMPTS, SMALL, gradient_norm, run, upper_share, weights
+
+from rlhf_helpers import ppo
+from rlhf_helpers.generation import encode_prompts, forward_responses, token_logprobs
+from rlhf_helpers.models import without_dropout
+from rlhf_helpers.ppo import (
+    PPOConfig,
+    PPOTrainer,
+    gae,
+    kl_penalty,
+    policy_loss,
+    token_rewards,
+    value_loss,
+    whiten,
+)
+
+close = torch.testing.assert_close
+
+
+# ---- a rollout -----------------------------------------------------------------------------
+
+
+def test_a_rollout_holds_k_responses_of_each_prompt_side_by_side(make_trainer, tokenizer):
+    trainer = make_trainer()
+    trainer.policy.lm_head.bias.data[tokenizer.convert_tokens_to_ids("Ġ")] = 6.0  # many blanks
+    rollout = trainer.rollout(PROMPTS)
+    ids, mask = encode_prompts(tokenizer, PROMPTS)
+    rows = [0, 0, 1, 1, 2, 2, 3, 3]
+    assert rollout.prompt_ids.equal(ids[rows])
+    assert rollout.prompt_mask.equal(mask[rows])
+    for tensor in (rollout.response_mask, rollout.logprobs, rollout.ref_logprobs, rollout.values):
+        assert tensor.shape == rollout.response_ids.shape
+    written = [
+        tokenizer.decode(ids[mask], skip_special_tokens=True)
+        for ids, mask in zip(rollout.response_ids, rollout.response_mask, strict=True)
+    ]
+    assert any(response.startswith(" ") for response in written)
+    assert rollout.responses == [response.strip() for response in written]
+    assert rollout.texts == [PROMPTS[row] + written[i] for i, row in enumerate(rows)]
+    assert 0 < rollout.ended.sum() < 8
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_fresh_policy_has_no_kl_to_its_reference(make_trainer, kind, lora, temperature):
+    rollout = make_trainer(kind, lora, temperature=temperature).rollout(PROMPTS)
+    close(rollout.logprobs, rollout.ref_logprobs, rtol=0, atol=1e-5)
+    assert rollout.logprobs.sum() < -10
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_reference_stays_what_the_policy_was(make_trainer, make_model, lora):
+    """Also in chunks: the mini-batch is smaller than the batch."""
+    trainer, original = make_trainer(lora=lora, learning_rate=0.01), make_model("opt").eval()
+    run(trainer, 2)
+    rollout = trainer.rollout(PROMPTS)
+    with torch.no_grad():
+        logits, _ = forward_responses(
+            original, rollout.prompt_ids, rollout.prompt_mask,
+            rollout.response_ids, rollout.response_mask,
+        )  # fmt: skip
+    expected = token_logprobs(logits, rollout.response_ids) * rollout.response_mask
+    close(rollout.ref_logprobs, expected, rtol=0, atol=1e-5)
+    assert (rollout.logprobs - expected).abs().max() > 0.01
+
+
+def test_values_are_those_of_the_head_on_the_states_before_each_token(make_trainer):
+    trainer = make_trainer()
+    torch.nn.init.constant_(trainer.value_head.weight, 0.1)
+    torch.nn.init.constant_(trainer.value_head.bias, 0.5)
+    rollout = trainer.rollout(PROMPTS)
+    for row, mask in enumerate(rollout.response_mask):
+        prompt = rollout.prompt_ids[row][rollout.prompt_mask[row].bool()]
+        whole = torch.cat([prompt, rollout.response_ids[row][mask]])
+        with torch.no_grad():
+            hidden = trainer.policy(whole[None], output_hidden_states=True).hidden_states[-1][0]
+        expected = 0.1 * hidden[len(prompt) - 1 : -1].sum(1) + 0.5
+        close(rollout.values[row][mask], expected, rtol=0, atol=1e-5)
+        assert (rollout.values[row][~mask] == 0).all()
+
+
+# ---- a step --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_the_first_mini_batch_has_ratio_1(make_trainer, monkeypatch, kind, temperature):
+    """Even if someone has put the policy into training mode since: there is no dropout left."""
+    trainer, ratios = make_trainer(kind, temperature=temperature), []
+
+    def spy(logprobs, old_logprobs, advantages, mask, cliprange):
+        ratios.append((logprobs - old_logprobs).exp()[mask].detach())
+        return policy_loss(logprobs, old_logprobs, advantages, mask, cliprange)
+
+    monkeypatch.setattr(ppo.trainer, "policy_loss", spy)
+    rollout = trainer.rollout(PROMPTS)
+    trainer.policy.train()
+    trainer.step(rollout, upper_share(rollout))
+    close(ratios[0], torch.ones_like(ratios[0]), rtol=0, atol=1e-5)
+    assert (ratios[-1] - 1).abs().max() > 1e-3
+
+
+def test_there_are_as_many_optimiser_steps_as_epochs_times_mini_batches(make_trainer):
+    trainer, steps = make_trainer(ppo_epochs=3), []
+    trainer.optimizer.register_step_post_hook(lambda *_: steps.append(1))
+    run(trainer, 1)
+    assert len(steps) == 3 * 2
+
+
+def real_tokens(prompt_ids, prompt_mask, response_ids, response_mask) -> list[tuple]:
+    """Of each row, the tokens of its prompt and of its response, without padding."""
+    repeat = len(response_ids) // len(prompt_ids)
+    prompts, responses = (
+        [tuple(i[m.bool()].tolist()) for i, m in zip(ids, mask, strict=True)]
+        for ids, mask in ((prompt_ids, prompt_mask), (response_ids, response_mask))
+    )
+    return [(prompts[i // repeat], response) for i, response in enumerate(responses)]
+
+
+def test_every_epoch_takes_every_response_once_with_no_needless_padding(make_trainer, monkeypatch):
+    trainer, taken, shapes = make_trainer(ppo_epochs=4), [], set()
+    rollout = trainer.rollout(PROMPTS)
+    expected = real_tokens(
+        rollout.prompt_ids, rollout.prompt_mask, rollout.response_ids, rollout.response_mask
+    )
+
+    def spy(policy, *batch):
+        _, prompt_mask, _, response_mask = batch
+        assert prompt_mask[:, 0].any()
+        assert response_mask[:, -1].any()
+        shapes.add((prompt_mask.shape[1], response_mask.shape[1]))
+        taken.extend(real_tokens(*batch))
+        return forward_responses(policy, *batch)
+
+    monkeypatch.setattr(ppo.trainer.generation, "forward_responses", spy)
+    trainer.step(rollout, upper_share(rollout))
+    epochs = [taken[i : i + 8] for i in range(0, 32, 8)]
+    assert len(taken) == 32
+    for epoch in epochs:
+        assert sorted(epoch) == sorted(expected)
+        assert all(epoch[i][0] == epoch[i + 1][0] for i in range(0, 8, 2))  # K of one prompt
+    assert len({tuple(epoch) for epoch in epochs}) > 1  # each in an order of its own
+    assert len(shapes) > 1
+
+
+def test_every_response_is_learned_from_with_its_own_advantages_and_returns(
+    make_trainer, monkeypatch
+):
+    trainer, seen = make_trainer(mini_batch_size=2, ppo_epochs=1, missing_eos_penalty=0.5), []
+    torch.nn.init.constant_(trainer.value_head.weight, 0.1)
+    torch.nn.init.normal_(trainer.reference.lm_head.bias)  # so that there is a KL to pay
+    rollout = trainer.rollout(PROMPTS)
+    mask, scores = rollout.response_mask, upper_share(rollout)
+    kl = kl_penalty(rollout.logprobs, rollout.ref_logprobs)
+    rewards = token_rewards(scores - 0.5 * ~rollout.ended, kl, mask, trainer.config.kl_coef)
+    advantages, returns = gae(rewards, rollout.values, mask, 1.0, 0.95)
+    whitened = whiten(advantages, mask)
+
+    def spy_policy(logprobs, old_logprobs, advantages, mask, cliprange):
+        seen.extend([o[m], a[m]] for o, a, m in zip(old_logprobs, advantages, mask, strict=True))
+        return policy_loss(logprobs, old_logprobs, advantages, mask, cliprange)
+
+    def spy_value(values, old_values, returns, mask, cliprange_value):
+        for found, *row, m in zip(seen[-len(mask) :], old_values, returns, mask, strict=True):
+            found += [tensor[m] for tensor in row]
+        return value_loss(values, old_values, returns, mask, cliprange_value)
+
+    monkeypatch.setattr(ppo.trainer, "policy_loss", spy_policy)
+    monkeypatch.setattr(ppo.trainer, "value_loss", spy_value)
+    trainer.step(rollout, scores)
+    assert len(seen) == 8
+    found = {tuple(item[0].tolist()): item for item in seen}  # a response by its log-probs
+    for row, m in enumerate(mask):
+        expected = [x[row][m] for x in (rollout.logprobs, whitened, rollout.values, returns)]
+        close(found[tuple(expected[0].tolist())], expected)
+
+
+def test_the_gradient_is_clipped_before_every_optimiser_step(make_trainer):
+    trainer, norms = make_trainer(max_grad_norm=1e-3), []
+    trainer.optimizer.register_step_pre_hook(lambda *_: norms.append(gradient_norm(trainer)))
+    history = run(trainer, 2)
+    assert len(norms) == 2 * 4
+    assert norms == pytest.approx([1e-3] * 8, rel=1e-2)
+    assert all(stats["grad_norm"] > 0.01 for stats in history)  # as it was before the clip
+
+
+def test_only_a_truncated_response_pays_the_penalty_for_a_missing_eos(make_trainer):
+    """A penalty of 2 does what scores lowered by 2 on the truncated responses do without it."""
+    results = {}
+    for penalty, lowered in ((2.0, 0.0), (0.0, 2.0), (0.0, 0.0)):
+        trainer = make_trainer(missing_eos_penalty=penalty)
+        rollout = trainer.rollout(PROMPTS)
+        assert 0 < rollout.ended.sum() < 8
+        trainer.step(rollout, upper_share(rollout) - lowered * ~rollout.ended)
+        results[penalty, lowered] = weights(trainer)
+    for name, weight in results[2.0, 0.0].items():
+        assert weight.equal(results[0.0, 2.0][name])
+    different = [not w.equal(results[2.0, 0.0][name]) for name, w in results[0.0, 0.0].items()]
+    assert any(different)
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), float("-inf")])
+def test_a_score_that_is_not_finite_is_refused_with_its_response_named(make_trainer, score):
+    trainer = make_trainer()
+    rollout, before = trainer.rollout(PROMPTS), weights(trainer)
+    with pytest.raises(ValueError, match=f"response 3 is {score}") as error:
+        trainer.step(rollout, [0.0, 1.0, 2.0, score, 4.0, 5.0, 6.0, 7.0])
+    assert repr(rollout.texts[3]) in str(error.value)
+    assert all(weight.equal(before[name]) for name, weight in weights(trainer).items())
+
+
+@pytest.mark.parametrize("scores", [[0.0] * 7, [0.0] * 9, [], [[0.0]] * 8])
+def test_scores_must_be_one_a_response(make_trainer, scores):
+    trainer = make_trainer()
+    rollout = trainer.rollout(PROMPTS)
+    with pytest.raises(ValueError, match="8 responses"):
+        trainer.step(rollout, scores)
+
+
+def test_scores_may_be_a_list_or_a_tensor(make_trainer):
+    outcomes = []
+    for convert in (list, torch.tensor, lambda scores: torch.tensor(scores).double()):
+        trainer = make_trainer()
+        trainer.step(trainer.rollout(PROMPTS), convert([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]))
+        outcomes.append(weights(trainer))
+    for name, weight in outcomes[0].items():
+        assert weight.equal(outcomes[1][name])
+        assert weight.equal(outcomes[2][name])
+
+
+def test_padding_and_what_stands_in_it_change_nothing_in_a_step(make_trainer):
+    statistics = []
+    for padding in (0, 5):
+        trainer = make_trainer(ppo_epochs=1)
+        rollout = trainer.rollout(PROMPTS)
+        scores, pad = upper_share(rollout), torch.nn.functional.pad
+        mask = pad(rollout.response_mask, (0, padding))
+        widened = {
+            name: pad(getattr(rollout, name), (0, padding)).masked_fill(~mask, 50)
+            for name in ("response_ids", "logprobs", "ref_logprobs", "values")
+        }
+        widened["response_mask"] = mask
+        for name in ("prompt_ids", "prompt_mask"):
+            widened[name] = pad(getattr(rollout, name), (padding, 0))
+        stats = trainer.step(replace(rollout, **widened) if padding else rollout, scores)
+        statistics.append({k: v for k, v in stats.items() if not k.startswith("seconds")})
+    assert statistics[0] == pytest.approx(statistics[1], rel=1e-4, abs=1e-5)
+
+
+def test_a_trainer_may_learn_from_a_rollout_that_another_has_made(make_trainer):
+    rollout = make_trainer().rollout(PROMPTS)
+    stats = make_trainer().step(rollout, upper_share(rollout))
+    assert stats["response_length"] == rollout.response_mask.sum().item() / 8
+
+
+def test_the_learning_rate_warms_up_and_then_falls_to_about_a_tenth(make_trainer):
+    trainer, rates = make_trainer(learning_rate=1e-3, steps=20, warmup_steps=4), []
+    trainer.optimizer.register_step_post_hook(
+        lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"])
+    )
+    run(trainer, 20)
+    assert len(rates) == 80
+    steps = rates[::4]
+    assert rates == [rate for rate in steps for _ in range(4)]  # the same for a whole step
+    assert steps[0] == pytest.approx(1e-3 / 4)
+    assert steps[:4] == sorted(steps[:4])
+    assert steps[3:] == sorted(steps[3:], reverse=True)
+    assert 0.8e-3 < max(steps) <= 1e-3
+    assert 1e-4 <= steps[-1] < 1.5e-4
+
+
+def test_the_value_head_fits_a_policy_whose_embeddings_have_another_size(make_model, tokenizer):
+    """facebook/opt-350m projects its states to the size of its embeddings before it returns."""
+    policy = without_dropout(make_model("opt", word_embed_proj_dim=16))
+    history = run(PPOTrainer(policy, tokenizer, PPOConfig(**SMALL)), 1)
+    assert math.isfinite(history[0]["value_loss"])
