@@ -98,7 +98,8 @@ class KwiseTrainer(Trainer):
         """`kwise_loss` (or squared error, for the objective `scores`), and the centring."""
         batch = (inputs["input_ids"], inputs["attention_mask"], inputs["sizes"])
         scores = self.raw_scores(model, *batch)
-        better, worse, weights = (x.to(scores.device) for x in ranked_pairs(inputs["rankings"]))
+        better, worse, weights = ranked_pairs(inputs["rankings"])
+        weights = weights.to(scores)
         if self.objective == "scores":
             loss = mse_loss(scores, inputs["targets"])
         else:

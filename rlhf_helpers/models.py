@@ -174,7 +174,7 @@ def merge_adapter(
     """
     if not getattr(model.get_base_model(), "is_quantized", False):
         return model.merge_and_unload()
-    fresh = get_peft_model(load(base), model.peft_config["default"])
+    fresh = add_lora(load(base), model.peft_config["default"].r)
     trained = ("lora_", "modules_to_save")
     adapter = {k: v.float() for k, v in model.state_dict().items() if any(t in k for t in trained)}
     missing = fresh.load_state_dict(adapter, strict=False).unexpected_keys

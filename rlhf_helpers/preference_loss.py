@@ -48,7 +48,7 @@ def ranked_pairs(rankings: Sequence[Places]) -> tuple[Tensor, Tensor, Tensor]:
             owner += [prompt] * (len(above) * len(below))
         start += sum(map(len, groups))
     counts = torch.bincount(torch.tensor(owner, dtype=torch.long), minlength=len(rankings))
-    weights = 1.0 / (counts[owner] * max(1, int((counts > 0).sum())))
+    weights = 1.0 / (counts[owner] * max(1, int((counts > 0).sum()))).double()
     return torch.tensor(better, dtype=torch.long), torch.tensor(worse, dtype=torch.long), weights
 
 
@@ -63,9 +63,9 @@ def kwise_loss(
     batch of nothing but ties costs 0. Every answer's score is computed once, not once a pair.
     """
     flat = torch.cat(list(scores))
-    better, worse, weights = (x.to(flat.device) for x in ranked_pairs(rankings))
+    better, worse, weights = ranked_pairs(rankings)
     gap = flat[better] - flat[worse]
     losses = -logsigmoid(gap)
     if label_smoothing:
         losses = (1 - label_smoothing) * losses - label_smoothing * logsigmoid(-gap)
-    return (weights.to(flat.dtype) * losses).sum()
+    return (weights.to(flat) * losses).sum()

@@ -166,7 +166,9 @@ def check_preference(record: Record) -> None:
     _check_annotator(record)
     margin = record.get("margin", 0.0)
     if type(margin) not in (int, float) or margin < 0:
-        raise DataError(f"`margin` is {_shown(margin)}. Write a number, 0 or more, or leave it out.")
+        raise DataError(
+            f"`margin` is {_shown(margin)}. Write a number, 0 or more, or leave it out."
+        )
     choice = _field(record, "choice")
     # Not `choice in (0, 1)` alone: in Python, True == 1 == 1.0.
     if type(choice) is not int or choice not in (0, 1):

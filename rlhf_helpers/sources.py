@@ -124,7 +124,7 @@ def _from_dialogues(row: Record, notes: Counter[str]) -> Record:
 
 def shared_prompt(chosen: str, rejected: str) -> str:
     """What two dialogues share, cut after its last `Assistant:`, or else its last `Human:`."""
-    common = os.path.commonprefix([chosen, rejected])
+    common = os.path.commonprefix([chosen, rejected])  # noqa: RUF071 - characters are meant
     for marker in (ASSISTANT, HUMAN):
         if marker in common:
             return common[: common.rindex(marker) + len(marker)]
