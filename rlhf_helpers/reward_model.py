@@ -141,9 +141,10 @@ class PairTrainer(RewardTrainer):
         margin = inputs.pop("margin", None)  # which TRL would hand on to the model
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **keywords)
         if margin is not None or self.label_smoothing:
-            pair = outputs.logits[:, 0].chunk(2)
-            wanted = pairwise_loss(*pair, 0.0 if margin is None else margin, self.label_smoothing)
-            loss = loss + wanted - pairwise_loss(*pair)
+            chosen, rejected = outputs.logits[:, 0].chunk(2)
+            margin = 0.0 if margin is None else margin
+            wanted = pairwise_loss(chosen, rejected, margin, self.label_smoothing)
+            loss = loss + wanted - pairwise_loss(chosen, rejected)
         return (loss, outputs) if return_outputs else loss
 
 

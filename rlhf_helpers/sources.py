@@ -165,7 +165,8 @@ def rank_scores(ranking: Sequence[int | Sequence[int]]) -> list[float]:
     In between they are evenly spaced, and tied candidates share the mean of their places.
     """
     groups = [group if isinstance(group, Sequence) else [group] for group in ranking]
-    count, scores, above = sum(map(len, groups)), {}, 0
+    count, above = sum(map(len, groups)), 0
+    scores: dict[int, float] = {}
     for group in groups:
         place = above + (len(group) - 1) / 2
         scores |= {candidate: 1 - place / max(1, count - 1) for candidate in group}
