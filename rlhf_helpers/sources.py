@@ -62,17 +62,19 @@ def to_preferences(rows: Iterable[Any]) -> Loaded:
     for row in rows:
         loaded.read += 1
         try:
-            pairs = _pairs(row, loaded.notes)
+            pairs = _pairs(row)
             for pair in pairs:
                 check_preference(dict(pair))
         except DataError as error:
             loaded.dropped[_reason(error)] += 1
         else:
             loaded.records += pairs
+            if "chosen" in row and not pairs[0]["input_text"].endswith(ASSISTANT):
+                loaded.notes["no turn of the assistant in common"] += 1
     return loaded
 
 
-def _pairs(row: Any, notes: Counter[str]) -> list[Preference]:
+def _pairs(row: Any) -> list[Preference]:
     """The preferences that one record states; raises DataError, with the reason, if none."""
     if not isinstance(row, dict):
         raise DataError("not a JSON object")
@@ -82,7 +84,7 @@ def _pairs(row: Any, notes: Counter[str]) -> list[Preference]:
             return pairs
         raise DataError("a ranking that prefers nothing")
     if {"chosen", "rejected"} <= set(row):
-        row = _from_dialogues(row, notes)
+        row = _from_dialogues(row)
     elif "candidate_0" not in row:
         raise DataError("fields of no known schema")
     answers = [row.get("candidate_0"), row.get("candidate_1")]
@@ -90,15 +92,15 @@ def _pairs(row: Any, notes: Counter[str]) -> list[Preference]:
         raise DataError("an empty answer")
     if all(isinstance(a, str) for a in answers) and answers[0].strip() == answers[1].strip():
         raise DataError("equal answers")
-    return [row]  # type: ignore[list-item]
+    return [row]
 
 
-def _from_dialogues(row: Record, notes: Counter[str]) -> Record:
+def _from_dialogues(row: Record) -> Record:
     """hh-rlhf: two whole dialogues; the prompt is what they share, up to `Assistant:`.
 
     A few pairs share no turn of the assistant. Their prompt ends at the last `Human:` that they
-    share, so that they are not lost, but noted. The better answer is candidate_0 in one record
-    and candidate_1 in the next, by the parity of its length, so that `choice` is not always 0.
+    share, so that they are not lost, and they are noted. Which candidate is the better one goes by
+    the parity of its length, so that `choice` is not always 0.
     """
     chosen, rejected = row["chosen"], row["rejected"]
     if not isinstance(chosen, str) or not isinstance(rejected, str):
@@ -108,8 +110,6 @@ def _from_dialogues(row: Record, notes: Counter[str]) -> Record:
     prompt = shared_prompt(chosen, rejected)
     if not prompt.strip():
         raise DataError("no common beginning")
-    if not prompt.endswith(ASSISTANT):
-        notes["no common turn of the assistant"] += 1
     answers = [text[len(prompt) :].strip() for text in (chosen, rejected)]
     choice = len(answers[0]) % 2
     others = {key: value for key, value in row.items() if key not in ("chosen", "rejected")}
@@ -132,7 +132,7 @@ def shared_prompt(chosen: str, rejected: str) -> str:
 
 
 def _lines(path: Path) -> Iterator[Any]:
-    """The JSON values of a file, one a line; None for a line that is none."""
+    """The JSON values of a file, one a line; None for a line that is none, or not UTF-8."""
     try:
         content = path.read_bytes()
         content = gzip.decompress(content) if path.suffix == ".gz" else content
@@ -142,7 +142,7 @@ def _lines(path: Path) -> Iterator[Any]:
         if line.strip():
             try:
                 value = json.loads(line.decode("utf-8"))
-                json.dumps(value, ensure_ascii=False).encode("utf-8")  # no half surrogates
+                json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
                 yield value
             except (ValueError, RecursionError):
                 yield None

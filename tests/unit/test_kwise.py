@@ -410,3 +410,33 @@ def test_a_file_of_both_kinds_is_refused(tmp_path):
     pair = {"input_text": "a", "candidate_0": "b", "candidate_1": "c", "choice": 0}
     with pytest.raises(DataError, match=r"line 2: the field `candidates` is missing"):
         reward_model.train(config(tmp_path, [*records(1), pair]))
+
+
+# Resuming
+
+
+def test_a_stopped_run_on_rankings_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch):
+    settings = {"save_steps": 2, "epochs": 1.0}
+    whole = reward_model.train(config(tmp_path, records(24), **settings))
+    assert whole.history[-1]["step"] == 5  # of 6; every fifth is logged
+    stopped = config(tmp_path, records(24), output_dir=tmp_path / "stopped", **settings)
+    step, done = KwiseTrainer.training_step, []
+
+    def stop_after(self, *arguments, **keywords):
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(1)
+        return step(self, *arguments, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KwiseTrainer, "training_step", stop_after)
+        with pytest.raises(KeyboardInterrupt):
+            reward_model.train(stopped)
+    resumed = reward_model.train(stopped, resume=True)
+    first, second = (
+        AutoModelForSequenceClassification.from_pretrained(result.output_dir).state_dict()
+        for result in (whole, resumed)
+    )
+    for name in first:
+        torch.testing.assert_close(second[name], first[name], atol=1e-6, rtol=0)
+    assert {"loss", "accuracy", "margin", "mean_reward"} <= set(resumed.history[-1])
