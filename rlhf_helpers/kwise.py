@@ -154,6 +154,7 @@ def shared_prompt_scores(
     flow through the shared beginnings, which are padded on the left, P tokens wide.
     """
     device, lengths = input_ids.device, attention_mask.sum(1)
+    config = getattr(model, "module", model).config  # also of one wrapped for several processes
     owner = torch.repeat_interleave(sizes)  # (B,) which prompt a row belongs to
     first = sizes.cumsum(0) - sizes
     alike = (input_ids == input_ids[first][owner]).long().cumprod(1).sum(1)
@@ -166,7 +167,7 @@ def shared_prompt_scores(
     steps = torch.arange(int(common.max()), device=device)
     positions = common[:, None] - len(steps) + steps  # (G, P), negative on padding
     prefix_mask, positions = (positions >= 0).long(), positions.clamp(min=0)
-    cache = DynamicCache(config=model.config)
+    cache = DynamicCache(config=config)
     model(
         input_ids=input_ids[first].gather(1, positions),
         attention_mask=prefix_mask,
@@ -180,9 +181,8 @@ def shared_prompt_scores(
     positions = start + torch.arange(int((lengths - start[:, 0]).max()), device=device)
     mask = (positions < lengths[:, None]).long()
     rest = input_ids.gather(1, positions.clamp(max=input_ids.shape[1] - 1))
-    pad = model.config.pad_token_id
     return model(
-        input_ids=rest.masked_fill(mask == 0, pad),
+        input_ids=rest.masked_fill(mask == 0, config.pad_token_id),
         attention_mask=torch.cat([prefix_mask[owner], mask], 1),
         position_ids=positions,
         past_key_values=cache,

@@ -335,7 +335,9 @@ def test_training_on_rankings_learns_the_order(tmp_path, objective):
     same_in_the_pipeline(result.output_dir, ["a post [summary]: superb 7", "漢字 " * 90])
 
 
-def test_an_encoder_is_trained_on_pairs_and_on_rankings(tmp_path, encoder):
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])  # which DeBERTa has not
+def test_an_encoder_is_trained_on_pairs_and_on_rankings(tmp_path, encoder, attention, monkeypatch):
+    monkeypatch.setattr("rlhf_helpers.models.attention", lambda: attention)
     pairs = [
         {"input_text": "a", "candidate_0": "b" * n, "candidate_1": "c" * n, "choice": 0}
         for n in range(1, 9)
@@ -416,9 +418,15 @@ def test_a_file_of_both_kinds_is_refused(tmp_path):
 
 
 def test_a_stopped_run_on_rankings_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch):
+    shared = []
+    plain = kwise.shared_prompt_scores
+    monkeypatch.setattr(
+        kwise, "shared_prompt_scores", lambda *batch: shared.append(1) or plain(*batch)
+    )
     settings = {"save_steps": 2, "epochs": 1.0}
     whole = reward_model.train(config(tmp_path, records(24), **settings))
     assert whole.history[-1]["step"] == 5  # of 6; every fifth is logged
+    assert len(shared) == 6 + 1  # and one to try
     stopped = config(tmp_path, records(24), output_dir=tmp_path / "stopped", **settings)
     step, done = KwiseTrainer.training_step, []
 
