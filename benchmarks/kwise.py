@@ -4,31 +4,33 @@
 
 Both learn from the same rankings for one epoch, with as many texts a batch (32), the same settings,
 from the same SFT model; in a third way K-wise training reads texts whole, as it does with models
-that keep no key-value cache. Prints the table that `benchmarks/kwise.md` keeps. Time: the ways take
-turns batch by batch in one process, so that the ratio holds on a busy machine too. Memory and
-accuracy (on the 2,000 test pairs): whole runs in processes of their own. About ten minutes a seed
-on two cores.
+that keep no key-value cache. Prints the table that `benchmarks/kwise.md` keeps.
+
+Time: the ways take turns, batch by batch, in one process, so that the ratio holds on a busy machine
+too. Memory: as many batches again, each way in a process of its own. Accuracy: whole runs, on the
+2,000 test pairs. About eight minutes a seed on two cores.
 """
 
 import argparse
-import json
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 
-from rlhf_helpers import kwise, reward_model, schemas, sft
+from rlhf_helpers import reward_model, schemas, sft
 from rlhf_helpers.evaluation import evaluate_reward_model
-from rlhf_helpers.models import load_tokenizer
+from rlhf_helpers.models import load_tokenizer, matmul_precision
 from rlhf_helpers.scales import RewardConfig, Scale
 from rlhf_helpers.sources import rankings_to_preferences
 
 TEXTS = 32  # a batch
-BATCHES = 40  # to measure time with
+BATCHES = 40  # to measure time and memory with
 WAYS = {
     "pairs": "the pairs one by one",
     "whole": "K-wise, texts read whole",
@@ -42,81 +44,82 @@ def settings(way: str, seed: int, folder: Path) -> RewardConfig:
     data, size = scale.data("rankings", "train"), TEXTS // 4
     if way == "pairs":
         pairs = rankings_to_preferences(schemas.read_rankings(data))
+        folder.mkdir(exist_ok=True)
         data, size = folder / "pairs.jsonl", TEXTS // 2
         schemas.write_jsonl(data, pairs)
-    return scale.config(
-        "reward", data=data, seed=seed, output_dir=folder, batch_size=size,
-        calibration_prompts=16,  # so that the peak of memory is the training's
-    )  # fmt: skip
+    return scale.config("reward", data=data, seed=seed, output_dir=folder, batch_size=size)
 
 
-def measure_run(way: str, seed: int, folder: Path) -> dict[str, float]:
-    """Train one way: peak memory above the start's, and accuracy."""
+def steps(way: str, folder: Path) -> Iterator[float]:
+    """Train one way, a batch at a time; yields how many batches an epoch has, then seconds."""
+    config = settings(way, 0, folder)
+    tokenizer = reward_model.append_eos(load_tokenizer(config.model), config.max_length)
+    encode = reward_model.encode_pairs if way == "pairs" else reward_model.encode_rankings
+    rows = encode(schemas.read_comparisons(config.data), tokenizer)
+    trainer = reward_model._trainer(config, rows, tokenizer)
     if way == "whole":
-        kwise._can_share = lambda *_: False
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    reward_model.train(settings(way, seed, folder))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    scorer = reward_model.RewardModel.from_pretrained(folder)
-    test = schemas.read_preferences(Scale("tiny").data("preferences", "test"))
-    accuracy = evaluate_reward_model(scorer, test)[0]
-    names = {"gold": "accuracy_gold", "noisy": "accuracy_noisy"}
-    return {"memory": peak / 1024, **{name: accuracy[key] for name, key in names.items()}}
-
-
-def measure_apart(way: str, seed: int) -> dict[str, float]:
-    """`measure_run` in a process of its own."""
-    command = [sys.executable, __file__, "--way", way, "--seeds", str(seed)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+        trainer.shares_prompts = False
+    trainer.create_optimizer()
+    batches = trainer.get_train_dataloader()
+    yield len(batches)
+    for batch in batches:
+        started = time.perf_counter()
+        trainer.compute_loss(trainer.model.train(), batch).backward()
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad()
+        yield time.perf_counter() - started
 
 
 def measure_time(folder: Path) -> pd.DataFrame:
-    """`batches` an epoch and `seconds` a batch of each way, which take turns."""
-    trainers, loaders, seconds = {}, {}, dict.fromkeys(WAYS, 0.0)
-    for way in WAYS:
-        config = settings(way, 0, folder)
-        tokenizer = reward_model.append_eos(load_tokenizer(config.model), config.max_length)
-        encode = reward_model.encode_pairs if way == "pairs" else reward_model.encode_rankings
-        rows = encode(schemas.read_comparisons(config.data), tokenizer)
-        trainers[way] = trainer = reward_model._trainer(config, rows, tokenizer)
-        if way == "whole":
-            trainer.shares_prompts = False
-        trainer.create_optimizer()
-        loaders[way] = trainer.get_train_dataloader()
-    for number, batches in enumerate(zip(*loaders.values(), strict=False)):
-        if number > BATCHES:
-            break
-        for (way, trainer), batch in zip(trainers.items(), batches, strict=True):
-            started = time.perf_counter()
-            trainer.compute_loss(trainer.model.train(), batch).backward()
-            trainer.optimizer.step()
-            trainer.optimizer.zero_grad()
-            seconds[way] += (time.perf_counter() - started) * (number > 0)  # the first warms up
-    return pd.DataFrame(
-        {
-            "batches": {way: len(loader) for way, loader in loaders.items()},
-            "seconds": {way: total / BATCHES for way, total in seconds.items()},
-        }
-    )
+    """`batches` an epoch and `seconds` a batch of each way; they take turns."""
+    running = {way: steps(way, folder) for way in WAYS}
+    times = pd.DataFrame({"batches": {way: int(next(step)) for way, step in running.items()}})
+    rounds = [{way: next(step) for way, step in running.items()} for _ in range(BATCHES + 1)]
+    return times.assign(seconds=pd.DataFrame(rounds[1:]).mean())  # the first warms up
 
 
-def table(runs: pd.DataFrame, times: pd.DataFrame) -> str:
-    """One line a way."""
+def measure_memory(way: str, folder: Path) -> float:
+    """Peak memory of some batches, above what the imports took, in MB."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    running = steps(way, folder)
+    for _ in range(BATCHES + 1):
+        next(running)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def measure_apart(way: str) -> float:
+    """`measure_memory` in a process of its own, which multiplies matrices as this one does."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--memory", way], stdout=subprocess.PIPE, text=True, check=True,
+        env={**os.environ, "RLHF_MATMUL_PRECISION": matmul_precision()},
+    )  # fmt: skip
+    return float(done.stdout.splitlines()[-1])
+
+
+def measure_accuracy(way: str, seed: int, folder: Path) -> dict[str, float]:
+    """Train one way for an epoch; the accuracies on the test pairs."""
+    reward_model.train(settings(way, seed, folder))
+    scorer = reward_model.RewardModel.from_pretrained(folder)
+    test = schemas.read_preferences(Scale("tiny").data("preferences", "test"))
+    return evaluate_reward_model(scorer, test)[0]
+
+
+def table(times: pd.DataFrame, memory: dict[str, float], accuracy: pd.DataFrame) -> str:
+    """One line a way. Texts read whole give the same model, so they have no accuracy."""
     epoch = times["batches"] * times["seconds"]
     lines = []
     for way, name in WAYS.items():
-        mine = runs[runs["way"] == way]
+        mine = accuracy[accuracy["way"] == way]
         lines.append(
             {
                 "": name,
                 "batches": times.loc[way, "batches"],
                 "seconds an epoch": f"{epoch[way]:.0f}",
                 "times faster": f"{epoch['pairs'] / epoch[way]:.2f}",
-                "peak memory, MB": f"{mine['memory'].mean():.0f}",
-                "accuracy (gold), by seed": " ".join(f"{x:.3f}" for x in mine["gold"]),
-                "mean": f"{mine['gold'].mean():.3f}",
-                "accuracy (labels)": f"{mine['noisy'].mean():.3f}",
+                "peak memory, MB": f"{memory[way]:.0f}",
+                "accuracy (gold), by seed": " ".join(f"{x:.3f}" for x in mine["accuracy_gold"]),
+                "mean": f"{mine['accuracy_gold'].mean():.3f}" if len(mine) else "",
+                "accuracy (labels)": f"{mine['accuracy_noisy'].mean():.3f}" if len(mine) else "",
             }
         )
     return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True) + "\n"
@@ -125,24 +128,24 @@ def table(runs: pd.DataFrame, times: pd.DataFrame) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--way", choices=WAYS, help="only this one, the first seed, as JSON")
+    parser.add_argument("--memory", choices=WAYS, help="only the memory of this way")
     options = parser.parse_args()
     scale = Scale("tiny")
     if not (scale.dir("sft") / "metrics.json").exists():
         sft.train(scale.config("sft"))
     with tempfile.TemporaryDirectory() as folder:
-        if options.way:
-            print(json.dumps(measure_run(options.way, options.seeds[0], Path(folder))))
+        if options.memory:
+            print(measure_memory(options.memory, Path(folder)))
             return
         times = measure_time(Path(folder))
-    print(times, flush=True)
-    runs = []
-    for seed in options.seeds:
-        for way in WAYS:
-            if way != "whole" or seed == options.seeds[0]:  # it learns what "kwise" learns
-                runs.append({"way": way, "seed": seed, **measure_apart(way, seed)})
-                print(runs[-1], flush=True)
-    text = table(pd.DataFrame(runs), times)
+        memory = {way: measure_apart(way) for way in WAYS}
+        print(times.assign(memory=memory), flush=True)
+        rows = []
+        for seed in options.seeds:
+            for way in ("pairs", "kwise"):
+                run = measure_accuracy(way, seed, Path(folder) / f"{way}{seed}")
+                rows.append({"way": way, "seed": seed, **run})
+    text = table(times, memory, pd.DataFrame(rows))
     print(text)
     Path(__file__).with_suffix(".md").write_text(text, encoding="utf-8")
 
