@@ -62,6 +62,8 @@ class RewardConfig:
     def __post_init__(self) -> None:
         if self.objective not in ("order", "scores"):
             raise ValueError(f"objective is {self.objective!r}; choose 'order' or 'scores'")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}; choose 0 to below 0.5")
 
 
 @dataclass(kw_only=True)
