@@ -149,7 +149,7 @@ def _add_field(parser: argparse.ArgumentParser, field: dataclasses.Field, hint: 
 
 HELP = {
     "model": "what to start from: a folder, or a name of the hub",
-    "data": "the training data, a JSONL file",
+    "data": "the training data, a JSONL file (reward: preferences, or rankings of K answers)",
     "output_dir": "where the model, metrics.json, logs and checkpoints go",
     "epochs": "passes over the data",
     "batch_size": "records (ppo: responses) a step",
@@ -162,10 +162,12 @@ HELP = {
     "save_steps": "steps between checkpoints, from which --resume goes on",
     "sft_model": "whose samples are worth 0 on average, with standard deviation 1",
     "prompts": "prompts for those samples, a JSONL file",
-    "pairs": "use only so many pairs",
+    "pairs": "use only so many pairs, or rankings",
+    "objective": "'order' learns who beats whom, 'scores' the ranks as numbers (rankings only)",
     "weight_decay": "of AdamW",
     "center_rewards_coefficient": "weight of the loss that keeps scores around 0",
     "min_new_tokens": "above 0: draw each answer's length from here to the longest; EOS stops none",
+    "label_smoothing": "share of labels believed to be the wrong way round",
     "max_new_tokens": "longest answer, in tokens",
     "calibration_prompts": "prompts that the scores are standardised on",
     "reward_model": "the folder of a reward model",

@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -17,6 +19,9 @@ from transformers import (
 )
 
 logger = logging.getLogger(__name__)
+
+# What classifiers call the layers above the trunk: new, so they are trained whole and kept exact.
+HEADS = ["score", "classifier", "pooler"]
 
 
 def default_device() -> torch.device:
@@ -82,7 +87,9 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
 def loading_options(bits: int = 32) -> dict:
     """Keyword arguments for `from_pretrained`: precision, attention and quantisation."""
-    options: dict = {"dtype": torch.float32, "attn_implementation": attention()}
+    options: dict = {"dtype": torch.float32}
+    if attention() == "eager":  # else transformers takes the fastest that the model knows
+        options["attn_implementation"] = "eager"
     if bits == 4:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -147,29 +154,58 @@ def load_trained_weights(model: PreTrainedModel, weights: dict[str, torch.Tensor
         own[name].copy_(weight)
 
 
+def load_classifier(path: str | Path, bits: int = 32) -> PreTrainedModel:
+    """A classifier with one label, without dropout, on the default device.
+
+    The head is new if the folder holds none, and is never quantised.
+    """
+    options = loading_options(bits)
+    if "quantization_config" in options:
+        options["quantization_config"].llm_int8_skip_modules = HEADS
+    model = AutoModelForSequenceClassification.from_pretrained(
+        existing(path), num_labels=1, **options
+    )
+    if bits in (16, 32):
+        model = model.to(default_device())
+    return without_dropout(model)
+
+
 def add_lora(model: PreTrainedModel, rank: int) -> PeftModel:
-    """Freeze the model and put a LoRA adapter (Hu et al. 2021) on every linear layer."""
+    """Freeze the model and put a LoRA adapter (Hu et al. 2021) on every linear layer.
+
+    A classifier's head has no adapter: it is trained whole.
+    """
     if getattr(model, "is_quantized", False):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         for module in model.modules():  # else the first inference packs weights for good, and
             if hasattr(module, "support_avx512bf16_for_cpu"):  # packed ones have no backward pass
                 module.support_avx512bf16_for_cpu = False
+    classifier = "SequenceClassification" in type(model).__name__
     config = LoraConfig(
         r=rank,
         lora_alpha=2 * rank,
         lora_dropout=0.0,
         target_modules="all-linear",
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if classifier else "CAUSAL_LM",
+        modules_to_save=HEADS if classifier else None,
     )
     return get_peft_model(model, config)
 
 
-def merge_adapter(model: PeftModel, base: str | Path) -> PreTrainedModel:
-    """A standalone model: the adapter added to the unquantised weights of `base`."""
+def merge_adapter(
+    model: PeftModel,
+    base: str | Path,
+    load: Callable[[str | Path], PreTrainedModel] = load_policy,
+) -> PreTrainedModel:
+    """A standalone model: the adapter added to the unquantised weights of `base`.
+
+    `load` loads these: `load_policy`, or `load_classifier`, whose trained head is kept.
+    """
     if not getattr(model.get_base_model(), "is_quantized", False):
         return model.merge_and_unload()
-    fresh = PeftModel(load_policy(base), model.peft_config["default"])
-    adapter = {k: v.float() for k, v in model.state_dict().items() if "lora_" in k}
+    fresh = add_lora(load(base), model.peft_config["default"].r)
+    trained = ("lora_", "modules_to_save")
+    adapter = {k: v.float() for k, v in model.state_dict().items() if any(t in k for t in trained)}
     missing = fresh.load_state_dict(adapter, strict=False).unexpected_keys
     if missing:
         raise RuntimeError(f"the adapter does not fit {base}: {missing[:3]}")

@@ -176,3 +176,28 @@ def matrix(table: pd.DataFrame, title: str, low: float = 0.0) -> Axes:
     axes.set_yticks(range(len(table.index)), list(table.index))
     axes.set(title=title)
     return axes
+
+
+def calibration(table: pd.DataFrame) -> Axes:
+    """What came true of what was predicted (see `calibration_table`); dots as large as bins."""
+    axes = _axes(None, width=4.2, height=3.8)
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="perfect")
+    axes.plot(table["predicted"], table["observed"], color=BLUE)
+    sizes = 200 * table["pairs"] / table["pairs"].max()
+    axes.scatter(table["predicted"], table["observed"], sizes, color=BLUE, label="the model")
+    axes.set(xlabel="predicted: P(candidate 1 is better)", ylabel="observed share")
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.legend(frameon=False, loc="upper left")
+    return axes
+
+
+def learning_curve(table: pd.DataFrame, key: str = "accuracy_gold") -> Axes:
+    """An accuracy with its 95% interval, by the number of pairs learnt from (a log axis)."""
+    axes = _axes(None)
+    error = [table[key] - table[f"{key}_low"], table[f"{key}_high"] - table[key]]
+    axes.errorbar(table["pairs"], table[key], error, fmt="o-", color=BLUE, capsize=3)
+    axes.axhline(0.5, color=GREY, linestyle=":", label="a coin")
+    axes.set(xscale="log", xlabel="pairs to learn from", ylabel=key.replace("_", " "))
+    axes.set(ylim=(0.45, 1.0))
+    axes.legend(frameon=False)
+    return axes

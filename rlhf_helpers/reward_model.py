@@ -6,47 +6,41 @@ sample of the SFT model, 1 its standard deviation. The constants live in the mod
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
-from torch.nn.functional import logsigmoid
-from transformers import (
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl import RewardConfig as TRLConfig
 from trl import RewardTrainer
 
 from rlhf_helpers import generation
+from rlhf_helpers.kwise import KwiseTrainer, add_rank_scores, encode_rankings
 from rlhf_helpers.models import (
-    default_device,
-    existing,
+    add_lora,
+    load_classifier,
     load_policy,
     load_tokenizer,
-    loading_options,
-    without_dropout,
+    merge_adapter,
 )
+from rlhf_helpers.preference_loss import kwise_loss, pairwise_loss
 from rlhf_helpers.scales import RewardConfig
 from rlhf_helpers.schemas import (
     DataError,
     Preference,
     format_prompt,
     format_response,
-    read_preferences,
+    read_comparisons,
     read_prompts,
 )
 from rlhf_helpers.training import Result, run_trainer, save_stage, trl_arguments
 
-
-def pairwise_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """-log sigmoid(chosen - rejected), averaged: Bradley-Terry (Ouyang et al. 2022, eq. 1, K=2).
-
-    `chosen` and `rejected` are raw scores of shape (B,).
-    """
-    return -logsigmoid(chosen - rejected).mean()
+__all__ = [
+    "PairTrainer", "RewardModel", "append_eos", "candidate_texts", "encode_pairs",
+    "encode_rankings", "kwise_loss", "pairwise_loss", "train",
+]  # fmt: skip
 
 
 class RewardModel:
@@ -58,10 +52,7 @@ class RewardModel:
     @classmethod
     def from_pretrained(cls, path: str | Path) -> "RewardModel":
         """Load a reward model that `train` has saved, or any one-label classifier."""
-        model = AutoModelForSequenceClassification.from_pretrained(
-            existing(path), **loading_options()
-        )
-        return cls(without_dropout(model.to(default_device())), load_tokenizer(path))
+        return cls(load_classifier(path), load_tokenizer(path))
 
     @torch.no_grad()
     def raw_scores(self, texts: list[str], batch_size: int = 64) -> Tensor:
@@ -121,59 +112,110 @@ def candidate_texts(record: Preference, instruction: str = "") -> tuple[str, str
 def encode_pairs(
     records: list[Preference], tokenizer: PreTrainedTokenizerBase, instruction: str = ""
 ) -> list[dict]:
-    """Token ids of the chosen and the rejected text; pairs that became equal are dropped."""
-    rows = []
+    """Token ids of the chosen and the rejected text; pairs that became equal are dropped.
+
+    Where preferences are graded, rows carry a `margin` too (0 where one is not).
+    """
+    rows, graded = [], any("margin" in record for record in records)
     for record in records:
         ids = tokenizer(list(candidate_texts(record, instruction)), truncation=True)["input_ids"]
         if ids[0] != ids[1]:
             chosen, rejected = ids[record["choice"]], ids[1 - record["choice"]]
             length = max(len(chosen), len(rejected))
-            rows.append({"chosen_ids": chosen, "rejected_ids": rejected, "length": length})
+            row = {"chosen_ids": chosen, "rejected_ids": rejected, "length": length}
+            rows.append(row | ({"margin": record.get("margin", 0.0)} if graded else {}))
     return rows
 
 
-def train(config: RewardConfig, resume: bool = False) -> Result:
-    """Train on pairs with TRL's RewardTrainer, then standardise on samples of the SFT model.
+class PairTrainer(RewardTrainer):
+    """TRL's RewardTrainer, with `pairwise_loss`: margins and label smoothing."""
 
-    Raises DataError for a bad data set; pairs equal after cutting are dropped and counted.
+    def __init__(self, *arguments: Any, label_smoothing: float, **keywords: Any):
+        super().__init__(*arguments, **keywords)
+        self.label_smoothing = label_smoothing
+
+    def compute_loss(
+        self, model: PreTrainedModel, inputs: dict, return_outputs: bool = False, **keywords: Any
+    ) -> Any:
+        """TRL's loss, which is the plain one and the centring, plus what the options change."""
+        margin = inputs.pop("margin", None)  # which TRL would hand on to the model
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **keywords)
+        if margin is not None or self.label_smoothing:
+            chosen, rejected = outputs.logits[:, 0].chunk(2)
+            margin = 0.0 if margin is None else margin
+            wanted = pairwise_loss(chosen, rejected, margin, self.label_smoothing)
+            loss = loss + wanted - pairwise_loss(chosen, rejected)
+        return (loss, outputs) if return_outputs else loss
+
+
+def train(config: RewardConfig, resume: bool = False) -> Result:
+    """Train on pairs (TRL's RewardTrainer) or rankings (`KwiseTrainer`), then standardise.
+
+    With `lora_rank` an adapter and the head are trained, and merged into the full-precision model
+    at the end. Raises DataError for a bad data set; records of which cutting leaves nothing to
+    compare are dropped and counted.
     """
-    records = read_preferences(config.data)[: config.pairs]
+    records = read_comparisons(config.data)[: config.pairs]
+    ranked = "candidates" in records[0]
+    if config.objective == "scores" and not ranked:
+        raise ValueError(f"{config.data}: pairs have no ranks to score. Give rankings.")
+    if config.bits != 32 and not config.lora_rank:
+        raise ValueError(f"weights of {config.bits} bits cannot be trained: set lora_rank too")
     prompts = read_prompts(config.prompts)[: config.calibration_prompts]
     tokenizer = append_eos(load_tokenizer(config.model), config.max_length)
-    rows = encode_pairs(records, tokenizer, config.instruction)
+    encode: Any = encode_rankings if ranked else encode_pairs
+    rows = encode(records, tokenizer, config.instruction)
+    what = "ranking" if ranked else "pair"
     if not rows:
         raise DataError(
-            f"{config.data}: every pair is equal after cutting to {config.max_length} tokens. "
+            f"{config.data}: every {what} is equal after cutting to {config.max_length} tokens. "
             "Raise --max-length."
         )
-    torch.manual_seed(config.seed)  # the new head
-    model = AutoModelForSequenceClassification.from_pretrained(
-        config.model, num_labels=1, **loading_options()
-    )
-    model = without_dropout(model.to(default_device()))
-    arguments = trl_arguments(
-        config,
-        weight_decay=config.weight_decay,
-        center_rewards_coefficient=config.center_rewards_coefficient,
-        remove_unused_columns=False,  # the sampler needs `length`
-    )
-    trainer = RewardTrainer(
-        model,
-        TRLConfig(**arguments),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-    )
+    trainer = _trainer(config, rows, tokenizer)
     seconds = run_trainer(trainer, config, resume)
-    reward_model = RewardModel(trainer.model, tokenizer)
+    model = trainer.model
+    if config.lora_rank:
+        model = merge_adapter(model, config.model, load_classifier)
+    reward_model = RewardModel(model, tokenizer)
     reward_model.standardise(_sft_samples(config, [record["input_text"] for record in prompts]))
     history = [row for row in trainer.state.log_history if "loss" in row]
     metrics = {
         "accuracy": sum(row["accuracy"] for row in history[-10:]) / max(1, len(history[-10:])),
-        "pairs": len(rows),
-        "dropped_pairs": len(records) - len(rows),
+        f"{what}s": len(rows),
+        f"dropped_{what}s": len(records) - len(rows),
         "seconds": seconds,
     }
     return save_stage(config, reward_model.model, tokenizer, metrics, history)
+
+
+def _trainer(config: RewardConfig, rows: list[dict], tokenizer: PreTrainedTokenizerBase) -> Trainer:
+    """The trainer for these rows, with a new head on the model."""
+    torch.manual_seed(config.seed)  # the new head, and the adapter
+    model = load_classifier(config.model, config.bits)
+    if config.lora_rank:
+        model = add_lora(model, config.lora_rank)
+    arguments = TRLConfig(
+        **trl_arguments(
+            config,
+            weight_decay=config.weight_decay,
+            center_rewards_coefficient=config.center_rewards_coefficient,
+            remove_unused_columns=False,  # the sampler needs `length`
+        )
+    )
+    if "ranking" in rows[0]:
+        if config.objective == "scores":
+            add_rank_scores(rows)
+        return KwiseTrainer(
+            model, arguments, rows, tokenizer, config.label_smoothing, config.objective
+        )
+    trainer = PairTrainer(
+        model, arguments, label_smoothing=config.label_smoothing,
+        train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
+    )  # fmt: skip
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # TRL rounds what is trained above quantised weights
+            parameter.data = parameter.data.float()
+    return trainer
 
 
 def _sft_samples(config: RewardConfig, input_texts: list[str]) -> list[str]:

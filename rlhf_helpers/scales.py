@@ -36,26 +36,36 @@ class SFTConfig:
 
 @dataclass(kw_only=True)
 class RewardConfig:
-    """The reward model, on pairs of candidates."""
+    """The reward model, on pairs of candidates or on rankings of K."""
 
     model: str | Path
-    data: Path  # preferences, JSONL
+    data: Path  # preferences or rankings, JSONL; its fields tell which
     output_dir: Path
     sft_model: str | Path  # whose samples on `prompts` are worth 0 on average, with deviation 1
     prompts: Path
     seed: int = 0
-    pairs: int | None = None  # None takes all
+    pairs: int | None = None  # or rankings; None takes all
+    objective: str = "order"  # "scores" learns the ranks as numbers, by regression
     epochs: float = 1.0
-    batch_size: int = 32  # pairs
+    batch_size: int = 32  # pairs or rankings
     learning_rate: float = 1e-3
     warmup_steps: int = 20
     weight_decay: float = 0.01
     center_rewards_coefficient: float = 0.001
+    label_smoothing: float = 0.0  # share of labels believed to be wrong
+    lora_rank: int = 0  # 0 trains all weights
+    bits: int = 32  # 8 or 4 quantise the frozen weights, never the head; needs lora_rank
     max_length: int = 512  # tokens of prompt and candidate
     max_new_tokens: int = 48
     calibration_prompts: int = 256
     instruction: str = ""
     save_steps: int = 100
+
+    def __post_init__(self) -> None:
+        if self.objective not in ("order", "scores"):
+            raise ValueError(f"objective is {self.objective!r}; choose 'order' or 'scores'")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}; choose 0 to below 0.5")
 
 
 @dataclass(kw_only=True)

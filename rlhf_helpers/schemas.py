@@ -27,13 +27,17 @@ class DataError(ValueError):
 
 
 class Preference(TypedDict):
-    """Two answers to one prompt; `choice` is 0 or 1, the number of the better candidate."""
+    """Two answers to one prompt; `choice` is 0 or 1, the number of the better candidate.
+
+    `margin` says how much better, if the annotator graded that: 0 for hardly, 1 for a lot.
+    """
 
     input_text: str
     candidate_0: str
     candidate_1: str
     choice: int
     annotator: NotRequired[str]
+    margin: NotRequired[float]
 
 
 class Prompt(TypedDict):
@@ -119,6 +123,17 @@ def read_predictions(path: StrPath) -> list[Prediction]:
     return _read(path, check_prediction)
 
 
+def read_comparisons(path: StrPath) -> list[Preference] | list[Ranking]:
+    """Read preferences or rankings: the first record's fields tell which, for the whole file."""
+    kind: list[Callable[[Record], None]] = []
+
+    def check(record: Record) -> None:
+        kind.append(check_ranking if "candidates" in record else check_preference)
+        kind[0](record)
+
+    return _read(path, check)
+
+
 def read_texts(path: StrPath) -> list[Document]:
     """Read documents for pretraining; raise `DataError` on a bad record."""
     return _read(path, check_document)
@@ -164,6 +179,11 @@ def check_preference(record: Record) -> None:
     """Raise `DataError` unless the record is a `Preference`."""
     _check_texts(record, "input_text", "candidate_0", "candidate_1")
     _check_annotator(record)
+    margin = record.get("margin", 0.0)
+    if type(margin) not in (int, float) or margin < 0:
+        raise DataError(
+            f"`margin` is {_shown(margin)}. Write a number, 0 or more, or leave it out."
+        )
     choice = _field(record, "choice")
     # Not `choice in (0, 1)` alone: in Python, True == 1 == 1.0.
     if type(choice) is not int or choice not in (0, 1):

@@ -135,6 +135,10 @@ BAD_RECORDS = [
         for choice in BAD_CHOICES
     ),
     *(
+        (schemas.read_preferences, {**PREFERENCE, "choice": 0, "margin": margin}, "Write a number")
+        for margin in (-0.5, "1", None, True, [1])
+    ),
+    *(
         (
             schemas.read_preferences,
             {**PREFERENCE, "candidate_0": text, "choice": 0},
@@ -365,3 +369,21 @@ def test_without_formatting_the_blank_breaks_the_prefix(tokenizer):
     prompt = "A post about my cat. [summary]: "
     prompt_ids = tokenizer.encode(prompt).ids
     assert tokenizer.encode(prompt + "The cat").ids[: len(prompt_ids)] != prompt_ids
+
+
+# Comparisons
+
+
+def test_the_first_record_tells_preferences_from_rankings(tmp_path):
+    path = tmp_path / "comparisons.jsonl"
+    graded = {**PREFERENCE, "choice": 1, "margin": 0.5}
+    for records in ([graded, {**PREFERENCE, "choice": 0}], [GOOD[schemas.read_rankings]] * 2):
+        schemas.write_jsonl(path, records)
+        assert schemas.read_comparisons(path) == records
+    for records, field in (
+        ([graded, GOOD[schemas.read_rankings]], "candidate_0"),
+        ([GOOD[schemas.read_rankings], graded], "candidates"),
+    ):
+        schemas.write_jsonl(path, records)
+        message = message_of(schemas.read_comparisons, path)
+        assert message.startswith(f"{path}, line 2: the field `{field}` is missing")

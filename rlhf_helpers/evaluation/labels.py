@@ -1,0 +1,78 @@
+"""Which labels are wrong? A model that has not seen a pair says how much it doubts its label.
+
+Confident learning (Northcutt et al. 2021) judges every label by out-of-sample probabilities:
+`cross_fit` trains on one part of the pairs and scores the rest, so that no label has taught the
+model that judges it. How many labels were turned round, `flip_rate` reads off the pairs about which
+the model is sure: Bradley-Terry noise fades as the gap between two answers grows, flips do not.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit
+
+from rlhf_helpers import reward_model as stage
+from rlhf_helpers.reward_model import RewardModel, candidate_texts
+from rlhf_helpers.scales import RewardConfig
+from rlhf_helpers.schemas import Preference, write_jsonl
+
+
+def flip_labels(
+    records: Sequence[Preference], share: float, seed: int = 0
+) -> tuple[list[Preference], np.ndarray]:
+    """The records with `share` of the labels turned round, and which ones (N,), for a trial."""
+    flipped = np.zeros(len(records), dtype=bool)
+    chosen = random.Random(seed).sample(range(len(records)), round(share * len(records)))
+    flipped[chosen] = True
+    turned = [
+        Preference(**{**record, "choice": 1 - record["choice"]}) if flip else record
+        for record, flip in zip(records, flipped, strict=True)
+    ]
+    return turned, flipped
+
+
+def cross_fit(config: RewardConfig, records: Sequence[Preference], folds: int = 2) -> np.ndarray:
+    """Gaps (N,), chosen minus rejected raw score, by models that have not seen the pair.
+
+    Trains `folds` reward models by `config`, each without one fold; they are written below
+    `config.output_dir`.
+    """
+    gaps = np.zeros(len(records))
+    order = np.random.default_rng(config.seed).permutation(len(records))
+    for fold, held_out in enumerate(np.array_split(order, folds)):
+        folder = config.output_dir / f"fold_{fold}"
+        folder.mkdir(parents=True, exist_ok=True)
+        seen = sorted(set(range(len(records))) - set(held_out.tolist()))
+        write_jsonl(folder / "pairs.jsonl", [records[i] for i in seen])
+        stage.train(replace(config, data=folder / "pairs.jsonl", output_dir=folder))
+        scorer = RewardModel.from_pretrained(folder)
+        texts = [candidate_texts(records[i], config.instruction) for i in held_out]
+        scores = scorer.raw_scores([text for pair in texts for text in pair]).numpy().reshape(-1, 2)
+        sign = np.array([2 * records[i]["choice"] - 1 for i in held_out])
+        gaps[held_out] = sign * (scores[:, 1] - scores[:, 0])
+    return gaps
+
+
+def flip_rate(gaps: np.ndarray) -> float:
+    """The share of labels turned round at random, by maximum likelihood.
+
+    `gaps` (N,) are `cross_fit`'s: negative where the model disagrees with the label. The model of
+    a label: P(right) = f + (1 - 2 f) sigmoid(a gap). The flip rate f is the share that disagrees
+    however large the gap, a the sharpness of the other choices.
+    """
+
+    def negative_log_likelihood(parameters: np.ndarray) -> float:
+        rate, sharpness = 0.5 * expit(parameters[0]), np.exp(parameters[1])
+        return -np.log(rate + (1 - 2 * rate) * expit(sharpness * gaps)).mean()
+
+    scale = 1 / max(float(np.abs(gaps).mean()), 1e-12)
+    best = minimize(negative_log_likelihood, [-1.0, np.log(scale)], method="Nelder-Mead")
+    return float(0.5 * expit(best.x[0]))
+
+
+def most_suspect(gaps: np.ndarray, count: int) -> np.ndarray:
+    """Indices of the labels that the model doubts most, worst first."""
+    return np.argsort(gaps, kind="stable")[:count]

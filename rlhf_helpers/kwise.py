@@ -1,0 +1,190 @@
+"""Reward models from rankings: one forward pass an answer, all pairs of a prompt in one batch.
+
+Ouyang et al. (2022, section 3.5): K answers make C(K,2) pairs. Shuffled as single pairs, each
+answer would be read K - 1 times an epoch, and overfitted; here it is read once. Since the K texts
+begin alike, a decoder reads that beginning once for all of them, where its classifier takes a
+key-value cache; other models read the texts whole.
+"""
+
+import inspect
+from collections import defaultdict
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.nn.functional import mse_loss
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from trl import RewardConfig as TRLConfig
+
+from rlhf_helpers.preference_loss import kwise_loss, ranked_pairs
+from rlhf_helpers.schemas import Ranking, format_prompt, format_response
+from rlhf_helpers.sources import rank_scores, standardise_by_annotator
+
+
+def encode_rankings(
+    records: list[Ranking], tokenizer: PreTrainedTokenizerBase, instruction: str = ""
+) -> list[dict]:
+    """Token ids of the K texts of each prompt, and their ranking with every place as a list.
+
+    Of texts that cutting made equal the best placed one stays. A ranking that then compares
+    nothing (one text, or all tied) is dropped.
+    """
+    rows = []
+    for record in records:
+        prompt = format_prompt(record["input_text"], instruction)
+        texts = [prompt + format_response(candidate) for candidate in record["candidates"]]
+        ids = tokenizer(texts, truncation=True)["input_ids"]
+        kept: list[list[int]] = []
+        ranking: list[list[int]] = []
+        for group in record["ranking"]:
+            place = []
+            for candidate in group if isinstance(group, list) else [group]:
+                if ids[candidate] not in kept:
+                    place.append(len(kept))
+                    kept.append(ids[candidate])
+            ranking += [place] if place else []
+        if len(ranking) > 1:
+            annotator, length = record.get("annotator", ""), max(map(len, kept))
+            row = {"candidate_ids": kept, "ranking": ranking, "length": length}
+            rows.append(row | {"annotator": annotator})
+    return rows
+
+
+def add_rank_scores(rows: list[dict]) -> None:
+    """Give each row the `targets` of regression: its ranks as scores, standardised by annotator."""
+    scores = [score for row in rows for score in rank_scores(row["ranking"])]
+    annotators = [row["annotator"] for row in rows for _ in row["candidate_ids"]]
+    targets = iter(standardise_by_annotator(scores, annotators))
+    for row in rows:
+        row["targets"] = [next(targets) for _ in row["candidate_ids"]]
+
+
+class KwiseTrainer(Trainer):
+    """transformers' Trainer on rows of `encode_rankings`; a batch holds whole rankings."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        arguments: TRLConfig,
+        rows: list[dict],
+        tokenizer: PreTrainedTokenizerBase,
+        label_smoothing: float = 0.0,
+        objective: str = "order",
+    ):
+        model.config.pad_token_id = tokenizer.pad_token_id  # the head is read off before it
+        super().__init__(
+            model, arguments, data_collator=self.collate, train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+        )  # fmt: skip
+        self.label_smoothing, self.objective = label_smoothing, objective
+        self.numbers: dict[str, list[float]] = defaultdict(list)
+        self.shares_prompts: bool | None = None  # known after the first batch
+
+    def collate(self, rows: list[dict]) -> dict[str, Any]:
+        """Pad the texts of all prompts, one after the other; `sizes` says how many each has."""
+        texts = [ids for row in rows for ids in row["candidate_ids"]]
+        batch = self.processing_class.pad(
+            {"input_ids": texts}, padding_side="right", return_tensors="pt"
+        )
+        sizes = torch.tensor([len(row["candidate_ids"]) for row in rows])
+        targets = torch.tensor([score for row in rows for score in row.get("targets", [])])
+        rankings = [row["ranking"] for row in rows]
+        return {**batch, "sizes": sizes, "targets": targets, "rankings": rankings}
+
+    def compute_loss(
+        self, model: PreTrainedModel, inputs: dict, return_outputs: bool = False, **_: Any
+    ) -> Any:
+        """`kwise_loss` (or squared error, for the objective `scores`), and the centring."""
+        batch = (inputs["input_ids"], inputs["attention_mask"], inputs["sizes"])
+        scores = self.raw_scores(model, *batch)
+        better, worse, weights = ranked_pairs(inputs["rankings"])
+        weights = weights.to(scores)
+        if self.objective == "scores":
+            loss = mse_loss(scores, inputs["targets"])
+        else:
+            split = scores.split(inputs["sizes"].tolist())
+            loss = kwise_loss(split, inputs["rankings"], self.label_smoothing)
+            # Eisenstein et al. 2023, as TRL weighs it
+            sums = scores[better] + scores[worse]
+            loss = loss + self.args.center_rewards_coefficient * (weights * sums**2).sum()
+        gaps = (scores[better] - scores[worse]).detach()
+        self.numbers["accuracy"].append((weights * (gaps > 0)).sum().item())
+        self.numbers["margin"].append((weights * gaps).sum().item())
+        self.numbers["mean_reward"].append(scores.mean().item())
+        return (loss, {"logits": scores[:, None]}) if return_outputs else loss
+
+    def raw_scores(
+        self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, sizes: Tensor
+    ) -> Tensor:
+        """Scores (B,): with shared prompts if this model gives the same ones so, else plainly."""
+        if self.shares_prompts is None:
+            self.shares_prompts = _can_share(self.model, input_ids, attention_mask, sizes)
+        if self.shares_prompts:
+            return shared_prompt_scores(model, input_ids, attention_mask, sizes)
+        return model(input_ids=input_ids, attention_mask=attention_mask).logits[:, 0]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the means since the last time."""
+        logs |= {name: sum(values) / len(values) for name, values in self.numbers.items()}
+        self.numbers.clear()
+        super().log(logs, start_time)
+
+
+@torch.no_grad()
+def _can_share(
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, sizes: Tensor
+) -> bool:
+    """Whether a model takes a key-value cache and gives the same scores with one."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    taken = inspect.signature(base.forward).parameters
+    if not {"past_key_values", "position_ids"} <= set(taken):
+        return False
+    plain = model(input_ids=input_ids, attention_mask=attention_mask).logits[:, 0]
+    shared = shared_prompt_scores(model, input_ids, attention_mask, sizes)
+    return torch.allclose(shared, plain, rtol=0, atol=0.01 * float(plain.std()))
+
+
+def shared_prompt_scores(
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, sizes: Tensor
+) -> Tensor:
+    """Scores (B,) of right-padded texts (B, T), the common beginning of each prompt's read once.
+
+    `sizes` (G,) says how many consecutive rows belong to each prompt; it may differ. Gradients
+    flow through the shared beginnings, which are padded on the left, P tokens wide.
+    """
+    device, lengths = input_ids.device, attention_mask.sum(1)
+    config = getattr(model, "module", model).config  # also of one wrapped for several processes
+    owner = torch.repeat_interleave(sizes)  # (B,) which prompt a row belongs to
+    first = sizes.cumsum(0) - sizes
+    alike = (input_ids == input_ids[first][owner]).long().cumprod(1).sum(1)
+    # Two tokens stay with every text: the last one, and one before it in case pad equals EOS.
+    alike = torch.minimum(alike, lengths - 2)
+    common = torch.full_like(sizes, input_ids.shape[1]).scatter_reduce(0, owner, alike, "amin")
+    if int(common.min()) < 1:
+        return model(input_ids=input_ids, attention_mask=attention_mask).logits[:, 0]
+
+    steps = torch.arange(int(common.max()), device=device)
+    positions = common[:, None] - len(steps) + steps  # (G, P), negative on padding
+    prefix_mask, positions = (positions >= 0).long(), positions.clamp(min=0)
+    cache = DynamicCache(config=config)
+    model(
+        input_ids=input_ids[first].gather(1, positions),
+        attention_mask=prefix_mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+    )
+    cache.batch_select_indices(owner)
+
+    start = common[owner, None]
+    positions = start + torch.arange(int((lengths - start[:, 0]).max()), device=device)
+    mask = (positions < lengths[:, None]).long()
+    rest = input_ids.gather(1, positions.clamp(max=input_ids.shape[1] - 1))
+    return model(
+        input_ids=rest.masked_fill(mask == 0, config.pad_token_id),
+        attention_mask=torch.cat([prefix_mask[owner], mask], 1),
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+    ).logits[:, 0]
