@@ -1,11 +1,15 @@
 """The trainer through its public face: what a rollout holds, and what a step does to the policy."""
 
+import copy
 import math
 from dataclasses import replace
 
 import pytest
 import torch
 from ppo_helpers import PROMPTS, SMALL, gradient_norm, run, upper_share, weights
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from rlhf_helpers import ppo
 from rlhf_helpers.generation import encode_prompts, forward_responses, token_logprobs
@@ -20,6 +24,7 @@ from rlhf_helpers.ppo import (
     value_loss,
     whiten,
 )
+from rlhf_helpers.reward_model import RewardModel, append_eos
 
 close = torch.testing.assert_close
 
@@ -84,6 +89,106 @@ def test_values_are_those_of_the_head_on_the_states_before_each_token(make_train
         expected = 0.1 * hidden[len(prompt) - 1 : -1].sum(1) + 0.5
         close(rollout.values[row][mask], expected, rtol=0, atol=1e-5)
         assert (rollout.values[row][~mask] == 0).all()
+
+
+def moved_adapter(trainer: PPOTrainer) -> None:
+    """Give a LoRA adapter weights, as if it had been trained: it starts as nothing."""
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in trainer.policy.named_parameters():
+        if "lora_B" in name:
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.data.copy_(0.2 * noise)
+
+
+@pytest.mark.parametrize("samples_per_prompt", [1, 4])
+@pytest.mark.parametrize("prompts", [["The cat", "cat sat"], PROMPTS], ids=["level", "left padded"])
+@pytest.mark.parametrize("lora", [False, True])
+def test_kept_logprobs_are_those_of_a_fresh_pass_over_each_response_alone(
+    make_trainer, kind, lora, prompts, samples_per_prompt
+):
+    trainer = make_trainer(
+        kind, lora, samples_per_prompt=samples_per_prompt, batch_size=16, mini_batch_size=4
+    )
+    if lora:
+        moved_adapter(trainer)
+    rollout = trainer.rollout(prompts[-2:] if lora else prompts)
+    for row, mask in enumerate(rollout.response_mask):
+        prompt = rollout.prompt_ids[row][rollout.prompt_mask[row].bool()]
+        response = rollout.response_ids[row][mask]
+        with torch.no_grad():
+            logits = trainer.policy(torch.cat([prompt, response])[None]).logits[
+                :, len(prompt) - 1 : -1
+            ]
+        close(
+            rollout.logprobs[row][mask],
+            token_logprobs(logits, response[None])[0],
+            rtol=0,
+            atol=1e-5,
+        )
+    if lora:  # the adapter has a say, and the reference goes without it
+        assert (rollout.logprobs - rollout.ref_logprobs).abs().max() > 0.1
+
+
+def test_the_pad_token_may_be_the_eos_token(make_trainer, tokenizer):
+    outcomes = []
+    for pad in ("<pad>", "</s>"):
+        tokenizer.pad_token = pad
+        trainer = make_trainer()
+        outcomes.append(run(trainer, 2))
+    assert 0 < outcomes[0][0]["eos_rate"] < 1
+    for ours, theirs in zip(*outcomes, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+
+
+def test_the_padding_side_of_the_tokenizer_changes_nothing(make_trainer, tokenizer):
+    histories = []
+    for side in ("left", "right"):
+        tokenizer.padding_side = side
+        histories.append(run(make_trainer(), 2))
+    assert histories[0] == histories[1]
+
+
+def test_the_order_of_the_batch_changes_nothing(make_trainer):
+    """As one mini-batch, so that the shuffle can't change what is learnt together."""
+    gradients, order = [], torch.tensor([4, 5, 0, 1, 6, 7, 2, 3])  # the two of a prompt stay so
+    for rows in (torch.arange(8), order):
+        trainer = make_trainer(mini_batch_size=8, ppo_epochs=1)
+        rollout = trainer.rollout(PROMPTS)
+        scores = upper_share(rollout)
+        shuffled = {
+            name: value[rows]
+            for name, value in vars(rollout).items()
+            if isinstance(value, torch.Tensor)
+        }
+        stats = trainer.step(replace(rollout, **shuffled), scores[rows])
+        gradients.append({n: p.grad for n, p in trainer.policy.named_parameters()})
+    for name, gradient in gradients[0].items():
+        close(gradient, gradients[1][name], rtol=1e-3, atol=1e-5)
+    assert math.isfinite(stats["kl"])
+
+
+def test_any_callable_on_texts_may_score_also_a_model_with_another_tokenizer(
+    make_trainer, make_model, tokenizer
+):
+    """Its tokens are words, the policy's are letters: what they share is the text."""
+    words = Tokenizer(WordLevel({"<pad>": 0, "</s>": 1, "cat": 2, "the": 3, "?": 4}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    other = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = copy.deepcopy(make_model("llama").config)
+        config.num_labels = 1
+        model = AutoModelForSequenceClassification.from_config(config)
+    reward_model = RewardModel(model, append_eos(other, 64))
+    trainer = make_trainer()
+    rollout = trainer.rollout(PROMPTS)
+    scores = reward_model(rollout.texts)
+    for text, score in zip(rollout.texts, scores, strict=True):
+        assert score == pytest.approx(reward_model([text])[0], abs=1e-5)
+    stats = trainer.step(rollout, scores)
+    assert stats["reward_mean"] == pytest.approx(sum(scores) / 8)
+    lengths = [float(len(text)) for text in trainer.rollout(PROMPTS).texts]  # or a plain rule
+    assert trainer.step(trainer.rollout(PROMPTS), lengths)["reward_mean"] > 0
 
 
 # ---- a step --------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from rlhf_helpers.scales import Scale
 
 SETTINGS = {
     "batch_size": 8, "mini_batch_size": 8, "samples_per_prompt": 2, "max_new_tokens": 8, "steps": 3,
-    "warmup_steps": 1, "learning_rate": 1e-3, "ptx_coef": 0.1, "adaptive_kl": True,
+    "warmup_steps": 1, "ppo_epochs": 1, "learning_rate": 1e-3, "ptx_coef": 0.1, "adaptive_kl": True,
 }  # fmt: skip
 DOCUMENTS = ["One document, so that all draw the same."]
 
@@ -43,7 +43,7 @@ def share(rollout: Rollout) -> Rollout:
 
 
 def one_step(folder: Path) -> dict:
-    """The statistics and weights after a step on this process's share of a given rollout."""
+    """The statistics, gradients and weights of a step on this process's share of a given rollout."""
     trainer = make_trainer()
     state = torch.load(folder / "step.pt", weights_only=False)
     rollout = share(state["rollout"])
@@ -52,6 +52,7 @@ def one_step(folder: Path) -> dict:
     return {
         "stats": stats,
         "kl_coef": trainer.kl_coef,
+        "gradients": {name: p.grad for name, p in trainer.policy.named_parameters()},
         "weights": {name: p.detach() for name, p in trainer.policy.named_parameters()},
     }
 
