@@ -406,7 +406,7 @@ def test_settings_that_make_no_sense_are_refused(tmp_path):
         reward_model.train(config(tmp_path, [pair], objective="scores"))
     with pytest.raises(ValueError, match="choose 'order' or 'scores'"):
         config(tmp_path, [pair], objective="rank")
-    with pytest.raises(ValueError, match="label_smoothing is 0.5; choose 0 to below"):
+    with pytest.raises(ValueError, match=r"label_smoothing is 0\.5; choose 0 to below"):
         config(tmp_path, [pair], label_smoothing=0.5)
 
 
