@@ -177,7 +177,7 @@ def test_help_draws_nothing(capsys, monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(ROOT / "img" / "draw.py"), run_name="__main__")
     assert stopped.value.code == 0
-    assert "diagrams" in capsys.readouterr().out
+    assert "all pictures" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 

@@ -43,7 +43,7 @@ def share(rollout: Rollout) -> Rollout:
 
 
 def one_step(folder: Path) -> dict:
-    """The statistics, gradients and weights of a step on this process's share of a given rollout."""
+    """Statistics, gradients and weights of a step on this process's share of a given rollout."""
     trainer = make_trainer()
     state = torch.load(folder / "step.pt", weights_only=False)
     rollout = share(state["rollout"])
