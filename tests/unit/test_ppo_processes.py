@@ -15,8 +15,10 @@ from transformers import AutoModelForSequenceClassification
 from rlhf_helpers import processes
 from rlhf_helpers.models import load_tokenizer, matmul_precision
 from rlhf_helpers.scales import Scale
+from rlhf_helpers.schemas import write_jsonl
 from rlhf_helpers.training import load_checkpoint
 
+pytestmark = pytest.mark.slow
 PROMPTS = ["A post about my cat [summary]:", "Why not? [summary]:", "x", "My boss is late"]
 
 
@@ -33,6 +35,7 @@ def folder(tmp_path_factory) -> Path:
         model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
     matmul_precision.cache_clear()
     torch.save({"rollout": rollout, "scores": torch.arange(8.0)}, folder / "step.pt")
+    write_jsonl(folder / "prompts.jsonl", [{"input_text": prompt} for prompt in PROMPTS])
     model.save_pretrained(folder / "reward")
     load_tokenizer(base).save_pretrained(folder / "reward")
     return folder

@@ -18,6 +18,7 @@ from rlhf_helpers.models import add_lora, load_policy, load_tokenizer, matmul_pr
 from rlhf_helpers.ppo import PPOConfig, PPOTrainer
 from rlhf_helpers.reward_model import RewardModel, append_eos
 from rlhf_helpers.scales import Scale
+from rlhf_helpers.schemas import write_jsonl
 
 BASE = Scale("smoke").base_model
 PROMPTS = ["A post about my cat [summary]:", "Why not? [summary]:"]
@@ -40,6 +41,20 @@ def reward_folder(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def folders(reward_folder, tmp_path_factory) -> dict[str, Path]:
+    """The models of a run, and data so short that it is quick."""
+    folder = tmp_path_factory.mktemp("data")
+    write_jsonl(folder / "prompts.jsonl", [{"input_text": prompt} for prompt in PROMPTS])
+    write_jsonl(
+        folder / "documents.jsonl", [{"text": text} for text in ("A short one.", "Another")]
+    )
+    return {
+        "model": BASE, "reward_model": reward_folder, "data": folder / "prompts.jsonl",
+        "ptx_data": folder / "documents.jsonl",
+    }  # fmt: skip
+
+
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -50,30 +65,52 @@ def _here(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def config(reward_folder, tmp_path):
-    """`config(steps=3)`: a smoke run's settings, into a folder named after them."""
+def config(folders, tmp_path):
+    """`config("here", steps=3)`: a smoke run's settings, into a folder of that name."""
 
     def make(name: str = "run", **changes):
-        where = {"model": BASE, "reward_model": reward_folder, "output_dir": tmp_path / name}
-        return Scale("smoke").config("ppo", **where | changes)
+        return Scale("smoke").config("ppo", **folders | {"output_dir": tmp_path / name} | changes)
 
     return make
+
+
+@pytest.fixture
+def arguments(folders, tmp_path) -> list[str]:
+    """The same as a command line, into `out`."""
+    where = folders | {"output_dir": tmp_path / "out"}
+    options = [part for k, v in where.items() for part in (f"--{k.replace('_', '-')}", str(v))]
+    return ["train", "ppo", "--scale", "smoke", *options]
 
 
 def without_seconds(history: list[dict]) -> list[dict]:
     return [{k: v for k, v in row.items() if "seconds" not in k} for row in history]
 
 
+def stop_after(steps: int, config, monkeypatch) -> None:
+    """Run until someone stops it after so many steps."""
+    step, done = PPOTrainer.step, []
+
+    def stop(self, *arguments):
+        if len(done) == steps:
+            raise KeyboardInterrupt
+        done.append(1)
+        return step(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PPOTrainer, "step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            ppo.train(config)
+
+
 # ---- options -------------------------------------------------------------------------------
 
 
-def test_options_on_the_command_line_reach_the_run(reward_folder, tmp_path):
-    where = ["--model", BASE, "--reward-model", reward_folder, "--output-dir", tmp_path / "out"]
+def test_options_on_the_command_line_reach_the_run(arguments, tmp_path):
     options = [
         "--ptx-coef", "0.5", "--adaptive-kl", "--critic", "separate", "--score-clip", "2",
         "--target-kl", "0.2", "--gradient-accumulation-steps", "2", "--min-new-tokens", "4",
     ]  # fmt: skip
-    assert main(["train", "ppo", "--scale", "smoke", *map(str, where + options)]) == 0
+    assert main(arguments + options) == 0
     report = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert report["config"]["adaptive_kl"] is True
     assert report["config"]["critic"] == "separate"
@@ -84,18 +121,7 @@ def test_options_on_the_command_line_reach_the_run(reward_folder, tmp_path):
 
 def test_a_run_with_options_resumes_exactly(config, monkeypatch):
     whole = ppo.train(config("whole", steps=4, **OPTIONS))
-    step, done = PPOTrainer.step, []
-
-    def stop_after_3(self, *arguments):
-        if len(done) == 3:
-            raise KeyboardInterrupt
-        done.append(1)
-        return step(self, *arguments)
-
-    monkeypatch.setattr(PPOTrainer, "step", stop_after_3)
-    with pytest.raises(KeyboardInterrupt):
-        ppo.train(config("stopped", steps=4, **OPTIONS))
-    monkeypatch.undo()
+    stop_after(3, config("stopped", steps=4, **OPTIONS), monkeypatch)
     resumed = ppo.train(config("stopped", steps=4, **OPTIONS), resume=True)
     assert without_seconds(resumed.history) == without_seconds(whole.history)
     files = [load_file(result.output_dir / "model.safetensors") for result in (whole, resumed)]
@@ -163,12 +189,9 @@ def test_a_number_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(
 
 
 @pytest.mark.parametrize(("what", "status"), [("score", 2), ("loss", 1)])
-def test_the_command_line_says_so_in_one_line(
-    reward_folder, tmp_path, monkeypatch, capsys, what, status
-):
+def test_the_command_line_says_so_in_one_line(arguments, monkeypatch, capsys, what, status):
     break_at(0, monkeypatch, what)
-    where = ["--model", BASE, "--reward-model", reward_folder, "--output-dir", tmp_path]
-    assert main(["train", "ppo", "--scale", "smoke", *map(str, where)]) == status
+    assert main(arguments) == status
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: step 0: ")
 
 
@@ -246,22 +269,10 @@ def test_a_run_with_lora_writes_a_merged_model(config, bits):
         assert change < 0.2, name
 
 
-@pytest.mark.parametrize("bits", [32, 4])
-def test_a_run_with_lora_resumes_exactly(config, monkeypatch, bits):
-    settings = {"lora_rank": 4, "bits": bits, "steps": 3, "critic": "separate"}
+def test_a_run_with_lora_resumes_exactly(config, monkeypatch):
+    settings = {"lora_rank": 4, "bits": 4, "steps": 3, "critic": "separate"}
     whole = ppo.train(config("whole", **settings))
-    step, done = PPOTrainer.step, []
-
-    def stop(self, *arguments):
-        if len(done) == 2:
-            raise KeyboardInterrupt
-        done.append(1)
-        return step(self, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PPOTrainer, "step", stop)
-        with pytest.raises(KeyboardInterrupt):
-            ppo.train(config("stopped", **settings))
+    stop_after(2, config("stopped", **settings), monkeypatch)
     state = torch.load(config("stopped").output_dir / "checkpoints/checkpoint-2/state.pt")
     assert all("lora_" in name for name in state["policy"])
     resumed = ppo.train(config("stopped", **settings), resume=True)

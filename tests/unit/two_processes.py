@@ -43,7 +43,7 @@ def share(rollout: Rollout) -> Rollout:
 
 
 def one_step(folder: Path) -> dict:
-    """Statistics, gradients and weights of a step on this process's share of a given rollout."""
+    """What a step on this process's share of a given rollout has done."""
     trainer = make_trainer()
     state = torch.load(folder / "step.pt", weights_only=False)
     rollout = share(state["rollout"])
@@ -72,8 +72,8 @@ def whole_run(folder: Path) -> dict:
         return seen[-1]
 
     torch.optim.AdamW.step, PPOTrainer.rollout = counted, watched
-    reward = folder / "reward"
-    changes = {"reward_model": reward, "model": Scale("smoke").base_model, "critic": "separate"}
+    changes = {"reward_model": folder / "reward", "model": Scale("smoke").base_model,
+               "data": folder / "prompts.jsonl", "critic": "separate"}  # fmt: skip
     config = Scale("smoke").config("ppo", output_dir=folder / "run", steps=3, **changes)
     history = ppo.train(config).history
     return {
