@@ -31,11 +31,11 @@ $(STAMP): pyproject.toml constraints.txt
 course: $(STAMP) ## run all notebooks in order at SCALE, then show the results
 	$(RUN) -m rlhf_helpers course --scale $(SCALE)
 
-test: $(STAMP) ## run all tests: the fast ones, then the notebooks
-	$(RUN) -m pytest
+test: test-unit ## run all tests: the fast ones, then the notebooks
+	$(RUN) -m pytest tests/notebooks
 
-test-unit: $(STAMP) ## run the fast tests only
-	$(RUN) -m pytest tests/unit
+test-unit: $(STAMP) ## run the fast tests only, one process a core
+	$(RUN) -m pytest tests/unit --numprocesses auto --dist loadfile
 
 lab: $(STAMP) ## open the notebooks in JupyterLab
 	$(RUN) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks
