@@ -47,7 +47,7 @@ class RewardConfig:
     pairs: int | None = None  # or rankings; None takes all
     objective: str = "order"  # "scores" learns the ranks as numbers, by regression
     epochs: float = 1.0
-    batch_size: int = 32  # pairs or rankings
+    batch_size: int = 8  # pairs or rankings
     learning_rate: float = 1e-3
     warmup_steps: int = 20
     weight_decay: float = 0.01
@@ -217,7 +217,7 @@ class Scale:
             return SFTConfig(**values | changes)
         values |= {"model": self.dir("sft")}
         if stage == "reward":
-            values |= {"data": self.data("preferences", "train"), "sft_model": self.dir("sft")}
+            values |= {"data": self.data("rankings", "train"), "sft_model": self.dir("sft")}
             values |= {"prompts": self.data("prompts", "train")}
             return RewardConfig(**values | changes)
         values |= {"reward_model": self.dir("reward"), "data": self.data("prompts", "train")}

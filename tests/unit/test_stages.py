@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-from trl import RewardTrainer, SFTTrainer
+from trl import SFTTrainer
 
 from rlhf_helpers import training
 from rlhf_helpers.cli import main
+from rlhf_helpers.kwise import KwiseTrainer
 from rlhf_helpers.models import matmul_precision
 from rlhf_helpers.ppo import PPOTrainer
 from rlhf_helpers.scales import Scale
@@ -154,7 +155,7 @@ def test_running_a_stage_again_as_a_function_gives_the_same_numbers(chain, stage
 
 STEPS = {
     "sft": (SFTTrainer, "training_step"),
-    "reward": (RewardTrainer, "training_step"),
+    "reward": (KwiseTrainer, "training_step"),
     "ppo": (PPOTrainer, "rollout"),
 }
 
