@@ -10,10 +10,14 @@ so it comes from the state before that token; the first one comes from the promp
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
+from transformers.utils import ModelOutput
 
 
 @dataclass
@@ -33,22 +37,59 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> tu
     return batch["input_ids"], batch["attention_mask"]
 
 
-def _prefill(
-    policy: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tensor
-) -> tuple[Tensor, Tensor, DynamicCache]:
-    """Encode prompts; returns logits (G, 1, V) and hidden states (G, 1, H) at the last
-    token, and the filled cache."""
+def positions(mask: Tensor) -> Tensor:
+    """Position of every token (B, T) in its own text, whatever the padding in front."""
+    return (mask.cumsum(1) - 1).clamp(min=0)
+
+
+class _RoomyLayer(DynamicLayer):
+    """Keys and values with room behind them, so that not every new token copies the others."""
+
+    keys: Tensor
+    values: Tensor
+    room = 64  # tokens
+    buffers: tuple[Tensor, ...] = ()  # `keys` and `values` are their front parts,
+    front: Tensor | None = None  # as long as `keys` is this tensor: rows may leave the batch
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append states (B, heads, T, size) of new tokens; returns all of them."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start, new = self.get_seq_length(), (key_states, value_states)
+        end = start + key_states.shape[-2]
+        if self.keys is self.front and end <= self.buffers[0].shape[-2]:
+            for buffer, states in zip(self.buffers, new, strict=True):
+                buffer[:, :, start:end] = states
+        else:
+            pairs = zip((self.keys, self.values), new, strict=True)
+            self.buffers = tuple(pad(torch.cat(pair, -2), (0, 0, 0, self.room)) for pair in pairs)
+        self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
+        self.front = self.keys
+        return self.keys, self.values
+
+
+def _roomy_cache(policy: PreTrainedModel) -> DynamicCache:
+    """A cache for many steps; layers of other kinds, such as sliding windows, stay as they are."""
     cache = DynamicCache(config=policy.config)
-    output = policy(
+    cache.layers = [_RoomyLayer() if type(x) is DynamicLayer else x for x in cache.layers]
+    return cache
+
+
+def _prefill(
+    policy: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tensor, cache: DynamicCache
+) -> ModelOutput:
+    """Encode prompts into the cache; returns the model's output at the last token."""
+    return policy(
         input_ids=prompt_ids,
         attention_mask=prompt_mask,
-        position_ids=(prompt_mask.cumsum(1) - 1).clamp(min=0),
+        position_ids=positions(prompt_mask),
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
         output_hidden_states=True,
     )
-    return output.logits, output.hidden_states[-1][:, -1:], cache
 
 
 def forward_responses(
@@ -64,29 +105,37 @@ def forward_responses(
     the shared encoding of the prompts.
     """
     samples = len(response_ids) // len(prompt_ids)
-    logits, hidden, cache = _prefill(policy, prompt_ids, prompt_mask)
-    cache.batch_repeat_interleave(samples)
-    logits, hidden = (x.repeat_interleave(samples, 0) for x in (logits, hidden))
-    if response_ids.shape[1] == 1:
-        return logits, hidden
-    prompt_mask = prompt_mask.repeat_interleave(samples, 0)
-    tail_mask = response_mask[:, :-1].to(prompt_mask.dtype)
-    steps = torch.arange(tail_mask.shape[1], device=tail_mask.device)
+    # Matrices multiply and attend faster at lengths that are divisible by 8.
+    spare = (1 - prompt_ids.shape[1]) % 8
+    prompt_ids, prompt_mask = (pad(x, (spare, 0)) for x in (prompt_ids, prompt_mask))
+    prompt_ids, last_ids = prompt_ids[:, :-1], prompt_ids[:, -1:]
+    cache = DynamicCache(config=policy.config)
+    if prompt_ids.shape[1]:
+        # Only keys and values come of this pass, so gradients skip most of its last layer.
+        _prefill(policy, prompt_ids, prompt_mask[:, :-1], cache)
+        cache.batch_repeat_interleave(samples)
+    last_ids, prompt_mask = (x.repeat_interleave(samples, 0) for x in (last_ids, prompt_mask))
+    mask = torch.cat([prompt_mask, response_mask[:, :-1].to(prompt_mask.dtype)], 1)
     output = policy(
-        input_ids=response_ids[:, :-1],
-        attention_mask=torch.cat([prompt_mask, tail_mask], 1),
-        position_ids=prompt_mask.sum(1, keepdim=True) + steps,
+        input_ids=torch.cat([last_ids, response_ids[:, :-1]], 1),
+        attention_mask=mask,
+        position_ids=positions(mask)[:, prompt_ids.shape[1] :],
         past_key_values=cache,
         use_cache=True,
         output_hidden_states=True,
     )
-    return torch.cat([logits, output.logits], 1), torch.cat([hidden, output.hidden_states[-1]], 1)
+    return output.logits, output.hidden_states[-1]
+
+
+def log_softmax(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-probs (..., V) of all words in float32; for 1, no pass over them is spent on dividing."""
+    logits = logits.float() if temperature == 1.0 else logits.float() / temperature
+    return torch.log_softmax(logits, dim=-1)
 
 
 def token_logprobs(logits: Tensor, response_ids: Tensor, temperature: float = 1.0) -> Tensor:
     """Log-probs (B, R) of the response tokens under logits (B, R, V) at a temperature."""
-    log_softmax = torch.log_softmax(logits.float() / temperature, dim=-1)
-    return log_softmax.gather(-1, response_ids.unsqueeze(-1)).squeeze(-1)
+    return log_softmax(logits, temperature).gather(-1, response_ids.unsqueeze(-1)).squeeze(-1)
 
 
 @torch.no_grad()
@@ -123,6 +172,17 @@ def seeded(policy: PreTrainedModel, seed: int) -> torch.Generator:
     return torch.Generator(policy.device).manual_seed(seed)
 
 
+def _draw(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One token a row (B, 1), by inverting the distribution function.
+
+    It takes one random number a row, where torch.multinomial draws one a word: ten times faster.
+    """
+    cumulated = probabilities.cumsum(-1)
+    uniform = torch.rand(len(probabilities), 1, generator=generator, device=probabilities.device)
+    token = torch.searchsorted(cumulated, uniform * cumulated[:, -1:], right=True)
+    return token.clamp(max=probabilities.shape[1] - 1)  # where rounding has made uniform 1
+
+
 @torch.no_grad()
 def sample(
     policy: PreTrainedModel,
@@ -144,10 +204,12 @@ def sample(
     little.
     """
     policy.eval()
-    logits, hidden, cache = _prefill(policy, prompt_ids, prompt_mask)
+    cache = _roomy_cache(policy)
+    output = _prefill(policy, prompt_ids, prompt_mask, cache)
     cache.batch_repeat_interleave(samples_per_prompt)
     logits, hidden, mask = (
-        x.repeat_interleave(samples_per_prompt, 0) for x in (logits, hidden, prompt_mask)
+        x.repeat_interleave(samples_per_prompt, 0)
+        for x in (output.logits, output.hidden_states[-1][:, -1:], prompt_mask)
     )
     size, device = (len(mask), max_new_tokens), mask.device
     ids = torch.full(size, tokenizer.pad_token_id, device=device)
@@ -156,13 +218,9 @@ def sample(
     limits, lengths = lengths, torch.zeros(size[0], dtype=torch.long, device=device)
     ended = torch.zeros(size[0], dtype=torch.bool, device=device)
     rows = torch.arange(size[0], device=device)  # which responses the batch still holds
-    positions = mask.sum(1, keepdim=True)
     for step in range(max_new_tokens):
-        scores = torch.log_softmax(logits[:, -1].float() / (temperature or 1.0), dim=-1)
-        if temperature:
-            token = torch.multinomial(scores.exp(), 1, generator=generator)
-        else:
-            token = scores.argmax(-1, keepdim=True)
+        scores = log_softmax(logits[:, -1], temperature or 1.0)
+        token = _draw(scores.exp(), generator) if temperature else scores.argmax(-1, keepdim=True)
         ids[rows, step] = token[:, 0]
         logprobs[rows, step] = scores.gather(1, token)[:, 0]
         if states is not None:
@@ -174,19 +232,18 @@ def sample(
         if not len(going) or step + 1 == max_new_tokens:
             break
         if len(going) < len(rows):
-            rows, token, positions, mask = (x[going] for x in (rows, token, positions, mask))
+            rows, token, mask = (x[going] for x in (rows, token, mask))
             cache.batch_select_indices(going)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         output = policy(
             input_ids=token,
             attention_mask=mask,
-            position_ids=positions,
+            position_ids=mask.sum(1, keepdim=True) - 1,
             past_key_values=cache,
             use_cache=True,
             output_hidden_states=keep_hidden,
         )
         logits, hidden = output.logits, output.hidden_states[-1] if keep_hidden else hidden
-        positions = positions + 1
     longest = int(lengths.max())
     response_mask = torch.arange(longest, device=device) < lengths[:, None]
     return Samples(

@@ -82,6 +82,7 @@ class PPOTrainer:
             ],
             betas=(0.9, 0.99),
             weight_decay=0.0,
+            fused=True,
         )
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._learning_rate)
         seed = config.seed + 100_003 * processes.rank()  # each process samples for itself
@@ -231,8 +232,8 @@ class PPOTrainer:
         batch = (rollout.prompt_ids[prompts, first:], rollout.prompt_mask[prompts, first:],
                  response_ids, mask)  # fmt: skip
         logits, hidden = generation.forward_responses(self.policy, *batch)
-        log_softmax = torch.log_softmax(logits.float() / config.temperature, dim=-1)
-        logprobs = log_softmax.gather(-1, response_ids.unsqueeze(-1)).squeeze(-1)
+        words = generation.log_softmax(logits, config.temperature)
+        logprobs = words.gather(-1, response_ids.unsqueeze(-1)).squeeze(-1)
         values = self._values(hidden, *batch)
 
         pg_loss, clip_fraction = policy_loss(
@@ -240,7 +241,7 @@ class PPOTrainer:
         )
         vf_loss, _ = value_loss(values, old_values, returns, mask, config.cliprange_value)
         with torch.no_grad():
-            entropy = masked_mean(-(log_softmax.exp() * log_softmax).sum(-1), mask)
+            entropy = masked_mean(-torch.linalg.vecdot(words.exp(), words), mask)
             approx_kl = masked_mean(kl_penalty(old_logprobs, logprobs), mask)
             stats = torch.stack([pg_loss, vf_loss, entropy, clip_fraction, approx_kl])
         return pg_loss + config.vf_coef * vf_loss, stats

@@ -57,7 +57,7 @@ def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
 def test_sampling_keeps_the_logprobs_and_hidden_states_of_the_training_pass(
     make_model, tokenizer, kind, temperature, samples_per_prompt
 ):
-    policy = make_model(kind)
+    policy = make_model(kind, eos_bias=3.0)
     prompt_ids, prompt_mask, samples = draw(
         policy, tokenizer, temperature=temperature, samples_per_prompt=samples_per_prompt,
         keep_hidden=True,
@@ -67,6 +67,15 @@ def test_sampling_keeps_the_logprobs_and_hidden_states_of_the_training_pass(
     close(samples.logprobs, token_logprobs(logits, ids, temperature) * mask)
     close(samples.hidden, hidden * mask[..., None])
     assert mask.sum() < mask.numel()  # else the masks have not been tested
+
+
+def test_long_responses_and_rows_that_leave_keep_their_logprobs(make_model, tokenizer, kind):
+    policy = make_model(kind, eos_bias=-1e9)
+    lengths = torch.tensor([100, 3, 70])  # the cache has room for 64 tokens, then makes more
+    ids, mask, samples = draw(policy, tokenizer, max_new_tokens=100, lengths=lengths)
+    assert samples.response_mask.sum(1).tolist() == lengths.tolist()
+    again = response_logprobs(policy, ids, mask, samples.response_ids, samples.response_mask)
+    close(samples.logprobs, again)
 
 
 def test_forward_responses_equals_a_forward_of_each_sequence_alone(make_model, tokenizer, kind):

@@ -1,0 +1,305 @@
+"""One PPO step, ours against both generations of TRL's: seconds, memory, growth, learning.
+
+    python benchmarks/ppo_step.py [--parts speed lengths growth learning]
+
+TRL 1.12.0 (`trl.experimental.ppo`, the last one with PPO) and 0.11.4 (the last one that went step
+by step) each run in a virtual environment of their own, made under `runs/benchmarks/`. All sides
+get the same weights, the same prompts of 64 tokens, the same reward model, mini-batches of 16, four
+epochs, fp32. They take turns, A B C A B C, so that the ratios hold on a busy machine too. Takes
+about 40 minutes on two cores; prints the tables that `benchmarks/ppo_step.md` keeps.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    OPTConfig,
+    OPTForCausalLM,
+    OPTForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
+
+from rlhf_helpers.runs import project_root
+
+WORKER = Path(__file__).parent / "workers" / "ppo_step.py"
+FIRST = 0x4E00  # as in the worker
+SIZES = {  # hidden size, layers, heads, feed-forward size
+    "S": (128, 4, 4, 512),
+    "M": (256, 6, 8, 1024),
+    "L": (512, 6, 8, 2048),
+}
+PEERS = {"newer": "trl==1.12.0", "older": "trl==0.11.4"}
+PINS = ("transformers==5.23.0", "accelerate==1.15.0", "datasets==5.2.0")
+DEFAULTS: dict[str, Any] = {
+    "size": "S", "batch": 64, "prompt": 64, "length": 32, "samples": 1, "lr": 1e-5,
+    "kl_coef": 0.05, "seed": 0, "rule": False, "variable": False, "floor": False,
+    "precision": "highest", "cores": [0],
+}  # fmt: skip
+ROWS = {  # what the tables call a side, and what is special about it
+    "ours": {"side": "ours"},
+    "ours, best setting": {"side": "ours", "precision": "medium"},
+    "ours, best, 4 samples a prompt": {"side": "ours", "precision": "medium", "samples": 4},
+    "TRL 1.12.0": {"side": "newer"},
+    "TRL 0.11.4": {"side": "older"},
+}
+PLAIN = ("ours", "TRL 1.12.0", "TRL 0.11.4")
+
+
+def python(side: str) -> str:
+    """The interpreter of a side; a peer's environment is made at the first call."""
+    if side == "ours":
+        return sys.executable
+    folder = project_root() / "runs" / "benchmarks" / PEERS[side]
+    run = str(folder / "bin" / "python")
+    if not (folder / "complete").exists():
+        print(f"installing {PEERS[side]} into {folder} …", file=sys.stderr)
+        venv.create(folder, with_pip=True, clear=True)
+        install = [run, "-m", "pip", "install", "--quiet", "--no-compile"]
+        subprocess.run([*install, f"torch=={torch.__version__.split('+')[0]}"], check=True)
+        subprocess.run([*install, PEERS[side], *PINS], check=True)
+        (folder / "complete").touch()
+    return run
+
+
+def write_models(folder: Path, size: str, variable: bool) -> Path:
+    """A policy and a reward model with random weights, and a tokenizer of a character a token."""
+    vocabulary = {chr(FIRST + i): i for i in range(2000)}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token=chr(FIRST + 2)))
+    words.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    words.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token=chr(FIRST), eos_token=chr(FIRST + 1)
+    )
+    hidden, layers, heads, ffn = SIZES[size]
+    config = OPTConfig(
+        vocab_size=2000, hidden_size=hidden, word_embed_proj_dim=hidden, num_hidden_layers=layers,
+        num_attention_heads=heads, ffn_dim=ffn, max_position_embeddings=512, dropout=0.0,
+        attention_dropout=0.0, pad_token_id=0, eos_token_id=1, bos_token_id=1, num_labels=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    for name, architecture in (
+        ("policy", OPTForCausalLM),
+        ("reward", OPTForSequenceClassification),
+    ):
+        model = architecture(config)
+        if name == "policy" and variable:
+            end_after_a_third(model)
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+@torch.no_grad()
+def end_after_a_third(model: OPTForCausalLM) -> None:
+    """Make EOS so likely that a response of at most 32 tokens has about 11 in the mean."""
+    direction = torch.nn.functional.normalize(torch.randn(model.config.hidden_size), dim=0)
+    model.model.decoder.final_layer_norm.bias += direction
+    model.model.decoder.embed_tokens.weight[1] = 5.1 * direction
+
+
+class Side:
+    """A worker process that makes a step when told to."""
+
+    def __init__(self, folder: Path, name: str, **options: Any):
+        options = {**DEFAULTS, **ROWS[name], **options}
+        home = Path(tempfile.mkdtemp(dir=folder))  # sides must not share what they write
+        options["folder"] = str(write_models(home, options["size"], options["variable"]))
+        self.name = name
+        environment = {**os.environ, "RLHF_MATMUL_PRECISION": options["precision"],
+                       "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}  # fmt: skip
+        self.process = subprocess.Popen(
+            [python(options["side"]), str(WORKER), json.dumps(options)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+            stderr=(folder / "errors.txt").open("a"),
+        )  # fmt: skip
+        self.log = folder / "errors.txt"
+        self._read()
+
+    def step(self) -> dict[str, float]:
+        """What the worker reports of its next step."""
+        assert self.process.stdin
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self._read()
+
+    def _read(self) -> dict[str, float]:
+        assert self.process.stdout
+        for line in self.process.stdout:  # libraries print lines of their own
+            if line.startswith("{"):
+                return json.loads(line)
+        raise RuntimeError(f"{self.name} stopped:\n{self.log.read_text()[-3000:]}")
+
+    def close(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def measure(rows: list[str], steps: int = 10, warmup: int = 2, **options: Any) -> pd.DataFrame:
+    """Medians of seconds and peak memory, and the rest of the last report; sides take turns."""
+    with tempfile.TemporaryDirectory() as folder:
+        sides = [Side(Path(folder), row, **options) for row in rows]
+        rounds = [[side.step() for side in sides] for _ in range(warmup + steps)][warmup:]
+        for side in sides:
+            side.close()
+    reports = []
+    for mine in zip(*rounds, strict=True):
+        middle = {key: median(report[key] for report in mine) for key in ("seconds", "peak")}
+        reports.append({**mine[-1], **middle})
+    table = pd.DataFrame(reports, index=rows)
+    print(options, "\n", table.round(3), flush=True)
+    return table
+
+
+def ratios(table: pd.DataFrame, title: str) -> str:
+    """Seconds and memory of every row, and how many times those of ours the peers' are."""
+    lines = []
+    for name, row in table.iterrows():
+        line = {title: name, "seconds": f"{row['seconds']:.2f}", "peak, MB": f"{row['peak']:.0f}"}
+        for peer in ("TRL 1.12.0", "TRL 0.11.4"):
+            line[f"faster than {peer}"] = f"{table.loc[peer, 'seconds'] / row['seconds']:.2f}"
+            line[f"memory of {peer}'s"] = f"{row['peak'] / table.loc[peer, 'peak']:.2f}"
+        lines.append(line)
+    return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
+
+
+def speed() -> str:
+    """S and M on one core and on two, in every setting; then the floor."""
+    parts, floors = [], []
+    for size in ("S", "M"):
+        for cores in ([0], [0, 1]):
+            table = measure(list(ROWS), size=size, cores=cores)
+            parts.append(ratios(table, f"{size}, {len(cores)} core{'s'[: len(cores) - 1]}"))
+        for row in ("ours", "ours, best setting"):
+            floors.append(floor(row, size))
+    return "\n\n".join([*parts, pd.DataFrame(floors).to_markdown(index=False)])
+
+
+def floor(row: str, size: str) -> dict[str, Any]:
+    """How much of the time of a step on one core its multiplications alone would take."""
+    found = measure([row], steps=3, size=size, floor=True).iloc[0]
+    operations, rate = found["operations"] / 1e9, found["rate"] / 1e9
+    return {
+        f"floor, {size}": row,
+        "GFLOP a step": round(operations, 1),
+        "matmul, GFLOP/s": round(rate),
+        "floor, seconds": round(operations / rate, 2),
+        "fraction reached": round(operations / rate / found["seconds"], 2),
+    }
+
+
+def lengths() -> str:
+    """Responses that end by themselves, after a third of the most tokens on average."""
+    table = measure(list(ROWS), variable=True)
+    mean = ", ".join(f"{x:.0f}" for x in table["length"].dropna())
+    return ratios(table, "S, variable lengths") + f"\n\nMean lengths of a last step: {mean}."
+
+
+def growth() -> str:
+    """Seconds and memory over batch, response length and size, with fitted exponents."""
+    sweeps = {
+        "batch": [{"batch": n} for n in (16, 64, 256)],
+        "length": [{"length": n} for n in (16, 32, 64, 128)],
+        "size": [{"size": n, "batch": 16} for n in SIZES],
+    }
+    lines = []
+    for name, points in sweeps.items():
+        tables = [measure(list(PLAIN), steps=3, warmup=1, cores=[0, 1], **p) for p in points]
+        for key, unit in (("seconds", "seconds"), ("peak", "peak, MB")):
+            x = [_cost(name, point) for point in points]
+            for side in PLAIN:
+                y = [table.loc[side, key] for table in tables]
+                exponent = np.polyfit(np.log(x), np.log(y), 1)[0]
+                lines.append(
+                    {
+                        "over": f"{name} {' '.join(str(point[name]) for point in points)}",
+                        "": side,
+                        "measured": f"{unit}: " + " ".join(f"{value:.3g}" for value in y),
+                        "exponent": f"{exponent:.2f}",
+                    }
+                )
+    return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
+
+
+def _cost(name: str, point: dict[str, Any]) -> float:
+    """What an exponent refers to: responses, tokens of a response, or parameters of the layers."""
+    if name != "size":
+        return point[name]
+    hidden, layers, _, ffn = SIZES[point["size"]]
+    return layers * (4 * hidden**2 + 2 * hidden * ffn) + 2000 * hidden
+
+
+def learning(seeds: int = 5, steps: int = 40) -> str:
+    """Steps until the rule's score reaches 4, and the KL there; lr 1e-3, side by side."""
+    sides, lines = ("ours", "TRL 0.11.4"), []
+    for seed in range(seeds):
+        with tempfile.TemporaryDirectory() as folder:
+            running = [
+                Side(Path(folder), name, lr=1e-3, seed=seed, rule=True, cores=[core])
+                for core, name in enumerate(sides)
+            ]
+            for side in running:
+                history = [side.step() for _ in range(steps)]
+                reached = [i for i, row in enumerate(history) if row["score"] >= 4]
+                there = history[reached[0]] if reached else history[-1]
+                lines.append(
+                    {"side": side.name, "steps": reached[0] if reached else steps,
+                     "kl": there["kl"], "last": history[-1]["score"], "last_kl": history[-1]["kl"]}
+                )  # fmt: skip
+                side.close()
+    table = pd.DataFrame(lines)
+    print(table, flush=True)
+    rows = []
+    for name, mine in table.groupby("side", sort=False):
+        rows.append(
+            {
+                "": name,
+                "steps to a score of 4, by seed": " ".join(map(str, mine["steps"])),
+                "median": f"{mine['steps'].median():g}",
+                "KL there, nats": f"{mine['kl'].median():.1f}",
+                f"score after {steps} steps": f"{mine['last'].median():.2f}",
+                "KL then": f"{mine['last_kl'].median():.1f}",
+            }
+        )
+    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+
+
+def machine() -> str:
+    """The processor, its cores, and the versions."""
+    names = Path("/proc/cpuinfo").read_text().splitlines()
+    name = next((line.split(": ")[1] for line in names if line.startswith("model name")), "")
+    return (
+        f"{name or platform.processor()}, {os.cpu_count()} cores, Python "
+        f"{platform.python_version()}, torch {torch.__version__}, {', '.join(PINS)}."
+    )
+
+
+PARTS = {"speed": speed, "lengths": lengths, "growth": growth, "learning": learning}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    for side in PEERS:
+        python(side)
+    sections = [f"## {part}\n\n{PARTS[part]()}" for part in parser.parse_args().parts]
+    text = "\n\n".join([machine(), *sections]) + "\n"
+    print(text)
+    Path(__file__).with_suffix(".md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
