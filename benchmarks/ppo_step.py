@@ -1,6 +1,6 @@
 """One PPO step, ours against both generations of TRL's: seconds, memory, growth, learning.
 
-    python benchmarks/ppo_step.py [--parts speed lengths growth learning]
+    python benchmarks/ppo_step.py [--parts "S, one core" …]
 
 TRL 1.12.0 (`trl.experimental.ppo`, the last one with PPO) and 0.11.4 (the last one that went step
 by step) each run in a virtual environment of their own, made under `runs/benchmarks/`. All sides
@@ -18,7 +18,6 @@ import sys
 import tempfile
 import venv
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -106,8 +105,8 @@ def write_models(folder: Path, size: str, variable: bool) -> Path:
 def end_after_a_third(model: OPTForCausalLM) -> None:
     """Make EOS so likely that a response of at most 32 tokens has about 11 in the mean."""
     direction = torch.nn.functional.normalize(torch.randn(model.config.hidden_size), dim=0)
-    model.model.decoder.final_layer_norm.bias += direction
-    model.model.decoder.embed_tokens.weight[1] = 5.1 * direction
+    model.model.decoder.final_layer_norm.bias += 3.5 * direction
+    model.model.decoder.embed_tokens.weight[1] = direction
 
 
 class Side:
@@ -128,10 +127,10 @@ class Side:
         self.log = folder / "errors.txt"
         self._read()
 
-    def step(self) -> dict[str, float]:
-        """What the worker reports of its next step."""
+    def step(self, what: str = "step") -> dict[str, float]:
+        """What the worker reports of its next step, which it may be told to take `memory` of."""
         assert self.process.stdin
-        self.process.stdin.write("\n")
+        self.process.stdin.write(f"{what}\n")
         self.process.stdin.flush()
         return self._read()
 
@@ -149,17 +148,19 @@ class Side:
 
 
 def measure(rows: list[str], steps: int = 10, warmup: int = 2, **options: Any) -> pd.DataFrame:
-    """Medians of seconds and peak memory, and the rest of the last report; sides take turns."""
+    """Median seconds of a step, the memory that the first one took, and what the last one says."""
     with tempfile.TemporaryDirectory() as folder:
         sides = [Side(Path(folder), row, **options) for row in rows]
+        first = [side.step("memory") for side in sides]
         rounds = [[side.step() for side in sides] for _ in range(warmup + steps)][warmup:]
         for side in sides:
             side.close()
-    reports = []
-    for mine in zip(*rounds, strict=True):
-        middle = {key: median(report[key] for report in mine) for key in ("seconds", "peak")}
-        reports.append({**mine[-1], **middle})
-    table = pd.DataFrame(reports, index=rows)
+    table = pd.DataFrame(rounds[-1], index=rows)
+    for key in ("peak", "process"):
+        table[key] = [report[key] for report in first]
+    table["seconds"] = np.median(
+        [[report["seconds"] for report in turn] for turn in rounds], axis=0
+    )
     print(options, "\n", table.round(3), flush=True)
     return table
 
@@ -168,7 +169,8 @@ def ratios(table: pd.DataFrame, title: str) -> str:
     """Seconds and memory of every row, and how many times those of ours the peers' are."""
     lines = []
     for name, row in table.iterrows():
-        line = {title: name, "seconds": f"{row['seconds']:.2f}", "peak, MB": f"{row['peak']:.0f}"}
+        line = {title: name, "seconds": f"{row['seconds']:.2f}"}
+        line |= {"tensors, MB": f"{row['peak']:.0f}", "process, MB": f"{row['process']:.0f}"}
         for peer in ("TRL 1.12.0", "TRL 0.11.4"):
             line[f"faster than {peer}"] = f"{table.loc[peer, 'seconds'] / row['seconds']:.2f}"
             line[f"memory of {peer}'s"] = f"{row['peak'] / table.loc[peer, 'peak']:.2f}"
@@ -176,16 +178,17 @@ def ratios(table: pd.DataFrame, title: str) -> str:
     return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
 
 
-def speed() -> str:
-    """S and M on one core and on two, in every setting; then the floor."""
-    parts, floors = [], []
-    for size in ("S", "M"):
-        for cores in ([0], [0, 1]):
-            table = measure(list(ROWS), size=size, cores=cores)
-            parts.append(ratios(table, f"{size}, {len(cores)} core{'s'[: len(cores) - 1]}"))
-        for row in ("ours", "ours, best setting"):
-            floors.append(floor(row, size))
-    return "\n\n".join([*parts, pd.DataFrame(floors).to_markdown(index=False)])
+def one_core(size: str) -> str:
+    """In every setting, and the floor."""
+    table = ratios(measure(list(ROWS), size=size), size)
+    floors = [floor(row, size) for row in ("ours", "ours, best setting")]
+    return f"{table}\n\n{pd.DataFrame(floors).to_markdown(index=False)}"
+
+
+def two_cores() -> str:
+    """The same matmul setting for all."""
+    sizes = {size: measure(list(PLAIN), steps=5, size=size, cores=[0, 1]) for size in ("S", "M")}
+    return "\n\n".join(ratios(table, size) for size, table in sizes.items())
 
 
 def floor(row: str, size: str) -> dict[str, Any]:
@@ -193,7 +196,7 @@ def floor(row: str, size: str) -> dict[str, Any]:
     found = measure([row], steps=3, size=size, floor=True).iloc[0]
     operations, rate = found["operations"] / 1e9, found["rate"] / 1e9
     return {
-        f"floor, {size}": row,
+        "floor": row,
         "GFLOP a step": round(operations, 1),
         "matmul, GFLOP/s": round(rate),
         "floor, seconds": round(operations / rate, 2),
@@ -217,7 +220,7 @@ def growth() -> str:
     }
     lines = []
     for name, points in sweeps.items():
-        tables = [measure(list(PLAIN), steps=3, warmup=1, cores=[0, 1], **p) for p in points]
+        tables = [measure(list(PLAIN), steps=3, warmup=1, **p) for p in points]
         for key, unit in (("seconds", "seconds"), ("peak", "peak, MB")):
             x = [_cost(name, point) for point in points]
             for side in PLAIN:
@@ -287,18 +290,30 @@ def machine() -> str:
     )
 
 
-PARTS = {"speed": speed, "lengths": lengths, "growth": growth, "learning": learning}
+PARTS = {
+    "S, one core": lambda: one_core("S"),
+    "M, one core": lambda: one_core("M"),
+    "Two cores": two_cores,
+    "Variable lengths": lengths,
+    "Growth": growth,
+    "Learning": learning,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    chosen = parser.parse_args().parts
     for side in PEERS:
         python(side)
-    sections = [f"## {part}\n\n{PARTS[part]()}" for part in parser.parse_args().parts]
-    text = "\n\n".join([machine(), *sections]) + "\n"
-    print(text)
-    Path(__file__).with_suffix(".md").write_text(text, encoding="utf-8")
+    report = Path(__file__).with_suffix(".md")
+    known = report.read_text(encoding="utf-8").split("\n## ")[1:] if report.exists() else []
+    sections = dict(section.split("\n\n", 1) for section in known)
+    for part in chosen:  # the others stay as they are
+        sections[part] = PARTS[part]().strip()
+        print(sections[part], flush=True)
+        parts = [f"## {name}\n\n{sections[name].strip()}\n" for name in PARTS if name in sections]
+        report.write_text("\n".join([f"{machine()}\n", *parts]), encoding="utf-8")
 
 
 if __name__ == "__main__":

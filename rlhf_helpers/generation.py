@@ -47,9 +47,12 @@ class _RoomyLayer(DynamicLayer):
 
     keys: Tensor
     values: Tensor
-    room = 64  # tokens
     buffers: tuple[Tensor, ...] = ()  # `keys` and `values` are their front parts,
     front: Tensor | None = None  # as long as `keys` is this tensor: rows may leave the batch
+
+    def __init__(self, room: int):
+        super().__init__()
+        self.room = room  # tokens
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
@@ -70,10 +73,10 @@ class _RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
 
-def _roomy_cache(policy: PreTrainedModel) -> DynamicCache:
+def _roomy_cache(policy: PreTrainedModel, room: int) -> DynamicCache:
     """A cache for many steps; layers of other kinds, such as sliding windows, stay as they are."""
     cache = DynamicCache(config=policy.config)
-    cache.layers = [_RoomyLayer() if type(x) is DynamicLayer else x for x in cache.layers]
+    cache.layers = [_RoomyLayer(room) if type(x) is DynamicLayer else x for x in cache.layers]
     return cache
 
 
@@ -204,9 +207,10 @@ def sample(
     little.
     """
     policy.eval()
-    cache = _roomy_cache(policy)
+    cache = _roomy_cache(policy, max_new_tokens)
     output = _prefill(policy, prompt_ids, prompt_mask, cache)
-    cache.batch_repeat_interleave(samples_per_prompt)
+    if samples_per_prompt > 1:
+        cache.batch_repeat_interleave(samples_per_prompt)
     logits, hidden, mask = (
         x.repeat_interleave(samples_per_prompt, 0)
         for x in (output.logits, output.hidden_states[-1][:, -1:], prompt_mask)

@@ -55,7 +55,7 @@ class RewardModel:
         return cls(load_classifier(path), load_tokenizer(path))
 
     @torch.no_grad()
-    def raw_scores(self, texts: list[str], batch_size: int = 64) -> Tensor:
+    def raw_scores(self, texts: list[str], batch_size: int = 16) -> Tensor:
         """Scores (B,) as the classifier gives them; texts of like length share a batch."""
         encoded = self.tokenizer(texts, truncation=True)["input_ids"]
         order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))

@@ -3,13 +3,13 @@
 Runs in the virtual environment of its side, so it imports nothing but what it measures.
 """
 
-import gc
 import json
 import os
 import sys
 import time
 from collections.abc import Iterator
-from itertools import cycle
+from contextlib import nullcontext
+from itertools import accumulate, cycle
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +21,37 @@ EPOCHS = 4
 notes: dict[str, float] = {}  # what a side wants to say about its step
 
 
-def memory(name: str) -> float:
-    """VmRSS, or VmHWM: its peak since `reset_peak`; MB."""
+def peak_memory(recorded: torch.profiler.profile) -> float:
+    """The most bytes of tensors that were alive at once above what was there before, in MB."""
+    events = recorded.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    return max(accumulate(size for _, size in changes)) / 2**20
+
+
+def process_memory(name: str) -> float:
+    """VmRSS, or VmHWM, its peak, in MB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name))
 
 
-def reset_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
-
-
 def turns(batches: list) -> Iterator[Any]:
-    """Hand out a batch at every line of standard input; report what was done with it."""
+    """Hand out a batch at every line of standard input; report what was done with it.
+
+    Where the line asks for memory, the step is recorded, which takes longer.
+    """
     print(json.dumps({"ready": True}), flush=True)
-    gc.collect()
-    loaded = memory("VmRSS")
-    for batch in cycle(batches):
-        if not sys.stdin.readline():
-            os._exit(0)  # some trainers would go on without a batch
-        reset_peak()
-        started = time.perf_counter()
-        yield batch
-        seconds = time.perf_counter() - started
-        report = {"seconds": seconds, "peak": memory("VmHWM") - loaded, **notes}
+    loaded = process_memory("VmRSS")
+    for batch, line in zip(cycle(batches), sys.stdin, strict=False):
+        recording = torch.profiler.profile(profile_memory=True) if "memory" in line else None
+        with recording or nullcontext():
+            started = time.perf_counter()
+            yield batch
+            report = {"seconds": time.perf_counter() - started, **notes}
+        if recording:
+            report["peak"] = peak_memory(recording)
+            report["process"] = process_memory("VmHWM") - loaded
         print(json.dumps(report), flush=True)
+    os._exit(0)  # some trainers would go on without a batch
 
 
 def prompt_ids(options: dict) -> list[torch.Tensor]:

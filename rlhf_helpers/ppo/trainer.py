@@ -231,8 +231,8 @@ class PPOTrainer:
         )  # fmt: skip
         batch = (rollout.prompt_ids[prompts, first:], rollout.prompt_mask[prompts, first:],
                  response_ids, mask)  # fmt: skip
-        logits, hidden = generation.forward_responses(self.policy, *batch)
-        words = generation.log_softmax(logits, config.temperature)
+        words, hidden = generation.forward_responses(self.policy, *batch)
+        words = generation.log_softmax(words, config.temperature)  # logits are large: not both
         logprobs = words.gather(-1, response_ids.unsqueeze(-1)).squeeze(-1)
         values = self._values(hidden, *batch)
 

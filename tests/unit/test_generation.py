@@ -71,7 +71,7 @@ def test_sampling_keeps_the_logprobs_and_hidden_states_of_the_training_pass(
 
 def test_long_responses_and_rows_that_leave_keep_their_logprobs(make_model, tokenizer, kind):
     policy = make_model(kind, eos_bias=-1e9)
-    lengths = torch.tensor([100, 3, 70])  # the cache has room for 64 tokens, then makes more
+    lengths = torch.tensor([100, 3, 70])
     ids, mask, samples = draw(policy, tokenizer, max_new_tokens=100, lengths=lengths)
     assert samples.response_mask.sum(1).tolist() == lengths.tolist()
     again = response_logprobs(policy, ids, mask, samples.response_ids, samples.response_mask)
