@@ -28,19 +28,12 @@ def peak_memory(recorded: torch.profiler.profile) -> float:
     return max(accumulate(size for _, size in changes)) / 2**20
 
 
-def process_memory(name: str) -> float:
-    """VmRSS, or VmHWM, its peak, in MB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name))
-
-
 def turns(batches: list) -> Iterator[Any]:
     """Hand out a batch at every line of standard input; report what was done with it.
 
     Where the line asks for memory, the step is recorded, which takes longer.
     """
     print(json.dumps({"ready": True}), flush=True)
-    loaded = process_memory("VmRSS")
     for batch, line in zip(cycle(batches), sys.stdin, strict=False):
         recording = torch.profiler.profile(profile_memory=True) if "memory" in line else None
         with recording or nullcontext():
@@ -49,7 +42,6 @@ def turns(batches: list) -> Iterator[Any]:
             report = {"seconds": time.perf_counter() - started, **notes}
         if recording:
             report["peak"] = peak_memory(recording)
-            report["process"] = process_memory("VmHWM") - loaded
         print(json.dumps(report), flush=True)
     os._exit(0)  # some trainers would go on without a batch
 
