@@ -1,6 +1,7 @@
 """How good is it, and how sure are we?"""
 
 from rlhf_helpers.evaluation.comparison import WinRate, side_by_side, win_rate
+from rlhf_helpers.evaluation.drift import perplexity
 from rlhf_helpers.evaluation.metrics import (
     evaluate_policy,
     evaluate_reward_model,
@@ -12,6 +13,7 @@ __all__ = [
     "WinRate",
     "evaluate_policy",
     "evaluate_reward_model",
+    "perplexity",
     "side_by_side",
     "standard_error",
     "wilson_interval",
