@@ -1,6 +1,7 @@
 """Every figure of the course, by matplotlib: each function returns its Axes. And one table."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -47,16 +48,47 @@ def training_curve(
     return axes
 
 
+def _small_multiples(titles: Sequence[str]) -> np.ndarray:
+    """Panels, three a row, each with its title; returns the array of Axes, unused ones hidden."""
+    rows = -(-len(titles) // 3)
+    _, panels = plt.subplots(rows, 3, figsize=(10, 2.5 * rows), layout="constrained")
+    for axes, title in zip(panels.flat, titles, strict=False):
+        axes.set_title(title)
+    for axes in panels.flat[len(titles) :]:
+        axes.set_visible(False)
+    return panels
+
+
 def ppo_curves(history: Sequence[Mapping], keys: Sequence[str]) -> np.ndarray:
     """Small multiples of a PPO history, one panel a key; returns the array of Axes."""
-    columns = 3
-    rows = -(-len(keys) // columns)
-    _, panels = plt.subplots(rows, columns, figsize=(10, 2.5 * rows), layout="constrained")
+    panels = _small_multiples([key.replace("_", " ") for key in keys])
     for axes, key in zip(panels.flat, keys, strict=False):
-        training_curve(history, key, axes)
-        axes.set(ylabel="", title=key.replace("_", " "))
-    for axes in panels.flat[len(keys) :]:
-        axes.set_visible(False)
+        training_curve(history, key, axes).set(ylabel="")
+    return panels
+
+
+def training_curves(
+    table: pd.DataFrame, tags: Sequence[str] | None = None, window: int = 5
+) -> np.ndarray:
+    """Small multiples of `evaluation.read_tensorboard`'s table: a panel a tag, a colour a run.
+
+    `tags` chooses the panels, else there is one for each tag. Raises ValueError for a tag that the
+    table lacks.
+    """
+    known = list(table["tag"].unique())
+    tags = known if tags is None else list(tags)
+    if unknown := sorted(set(tags) - set(known)):
+        raise ValueError(f"no such tag: {', '.join(unknown)}; choose among {', '.join(known)}")
+    panels, runs = _small_multiples(tags), list(table["run"].unique())
+    for axes, tag in zip(panels.flat, tags, strict=False):
+        for run, colour in zip(runs, cycle(COLOURS), strict=False):
+            rows = table[(table["run"] == run) & (table["tag"] == tag)]
+            if len(rows):
+                history = rows.rename(columns={"value": tag}).to_dict("records")
+                training_curve(history, tag, axes, window, colour).lines[-1].set_label(run)
+        axes.set(ylabel="")
+        if len(runs) > 1:
+            axes.legend(frameon=False, fontsize=8)
     return panels
 
 

@@ -2,6 +2,7 @@
 
 from rlhf_helpers.evaluation.comparison import WinRate, side_by_side, win_rate
 from rlhf_helpers.evaluation.drift import perplexity
+from rlhf_helpers.evaluation.event_files import read_tensorboard
 from rlhf_helpers.evaluation.metrics import (
     evaluate_policy,
     evaluate_reward_model,
@@ -14,6 +15,7 @@ __all__ = [
     "evaluate_policy",
     "evaluate_reward_model",
     "perplexity",
+    "read_tensorboard",
     "side_by_side",
     "standard_error",
     "wilson_interval",

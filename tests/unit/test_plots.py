@@ -28,6 +28,38 @@ def test_ppo_curves_have_a_panel_a_key_and_hide_the_rest():
     assert [axes.get_title() for axes in panels.flat if axes.get_visible()] == list("abcd")
 
 
+RUNS = pd.DataFrame(
+    [("a", "kl", 0, 1.0), ("a", "kl", 5, 3.0), ("b", "kl", 0, 7.0), ("b", "rank_loss", 2, 0.5)],
+    columns=["run", "tag", "step", "value"],
+)
+
+
+def test_training_curves_have_a_panel_a_tag_and_a_colour_a_run():
+    panels = plots.training_curves(RUNS, window=3)
+    kl, loss, unused = panels.flat
+    assert [kl.get_title(), loss.get_title()] == ["kl", "rank_loss"]
+    assert not unused.get_visible()
+    points = [line.get_xydata().tolist() for line in kl.lines[::2]]
+    assert points == [[[0, 1], [5, 3]], [[0, 7]]]
+    assert kl.lines[1].get_ydata().tolist() == [2, 2]  # the running mean
+    assert [text.get_text() for text in kl.get_legend().get_texts()] == ["a", "b"]
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == ["b"]
+    assert loss.lines[0].get_color() == kl.lines[2].get_color() != kl.lines[0].get_color()
+
+
+def test_training_curves_of_one_run_need_no_legend_and_tags_can_be_chosen():
+    panels = plots.training_curves(RUNS[RUNS["run"] == "b"], ["rank_loss"])
+    assert [axes.get_title() for axes in panels.flat if axes.get_visible()] == ["rank_loss"]
+    assert panels.flat[0].get_legend() is None
+    with pytest.raises(ValueError, match="no such tag: gold; choose among kl, rank_loss"):
+        plots.training_curves(RUNS, ["kl", "gold"])
+
+
+def test_training_curves_draw_more_runs_than_there_are_colours():
+    runs = pd.DataFrame([(f"{i}", "kl", 0, float(i)) for i in range(9)], columns=RUNS.columns)
+    assert len(plots.training_curves(runs).flat[0].get_legend().get_texts()) == 9
+
+
 def test_shares_by_bins_are_the_means_of_bins_of_equal_size():
     values = pd.Series(range(100), index=range(100, 200))  # an index that is not 0, 1, ...
     axes = plots.share_by_bins(values, {"large": values >= 75}, bins=4)
