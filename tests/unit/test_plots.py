@@ -1,5 +1,7 @@
 """The figures: what is drawn is what was given."""
 
+from html.parser import HTMLParser
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -115,3 +117,56 @@ def test_points_bars_and_matrix_carry_their_numbers():
 def test_a_table_of_texts_shows_html_as_text():
     html = plots.texts(pd.DataFrame({"answer": ["<b>bold</b>"], "gold": [1.234]})).to_html()
     assert "&lt;b&gt;bold&lt;/b&gt;" in html and "1.23" in html
+
+
+class Cells(HTMLParser):
+    """The elements of a page, the texts of its table's cells, and what is marked in them."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.elements, self.cells, self.marked = set(), [], []
+        self.inside: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.add(tag)
+        self.inside.append(tag)
+        if tag in ("td", "mark"):
+            (self.cells if tag == "td" else self.marked).append("")
+
+    def handle_endtag(self, tag):
+        self.inside.remove(tag)
+
+    def handle_data(self, text):
+        if "td" in self.inside:
+            self.cells[-1] += text
+        if "mark" in self.inside:
+            self.marked[-1] += text
+
+
+def shown(untuned: str, tuned: str, prompt: str = "p") -> Cells:
+    table = pd.DataFrame([{"prompt": prompt, "untuned": untuned, "tuned": tuned, "gold": 1.234}])
+    return Cells(plots.differences(table).to_html())
+
+
+def test_differences_between_two_answers_are_marked_word_by_word():
+    page = shown("My boss mocks me. Help?", "My old boss mocks us. Help?")
+    assert page.cells == ["p", "My boss mocks me. Help?", "My old boss mocks us. Help?", "1.23"]
+    assert page.marked == ["me.", "old", "us."]
+    assert shown("the same", "the same").marked == []
+    assert shown("", "all new").marked == ["all new"]
+
+
+NASTY = [
+    "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "</td></table><h1>big</h1>",
+    "a < b && c > d", "&lt;b&gt;", "<mark>not mine</mark>", "{x} %s $x$ 'q' \"q\"",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_whatever_a_model_writes_is_shown_as_text(text):
+    for untuned, tuned in ((text, "fine"), ("fine", text), (text, text), (text, f"{text} more")):
+        page = shown(untuned, tuned, prompt=text)
+        assert page.cells[:3] == [text, untuned, tuned]
+        allowed = {"style", "table", "thead", "tbody", "tr", "th", "td", "mark"}
+        assert page.elements <= allowed
