@@ -1,7 +1,6 @@
 """Every figure of the course, by matplotlib: each function returns its Axes. And two tables."""
 
 import html
-import re
 from collections.abc import Callable, Mapping, Sequence
 from difflib import SequenceMatcher
 from itertools import cycle
@@ -195,7 +194,8 @@ def points(table: pd.DataFrame, x: str, y: str, label: str) -> Axes:
 def texts(table: pd.DataFrame) -> Styler:
     """A table to be read: texts to the left, and shown as they are, whatever HTML they hold."""
     left = [{"selector": "th, td", "props": "text-align: left; vertical-align: top"}]
-    return table.style.hide(axis="index").format(precision=2, escape="html").set_table_styles(left)
+    shown = table.style.hide(axis="index").format(precision=2, escape="html").set_table_styles(left)
+    return shown.set_table_attributes('class="tex2jax_ignore mathjax_ignore"')  # "$5 or $6"
 
 
 def differences(table: pd.DataFrame) -> Styler:
@@ -208,7 +208,7 @@ def differences(table: pd.DataFrame) -> Styler:
 
 def _marked(first: str, second: str) -> tuple[str, str]:
     """Both texts as HTML that shows them as they are, with the words that differ in <mark>."""
-    words = [re.findall(r"\S+", text) for text in (first, second)]
+    words = [text.split() for text in (first, second)]
     shown: tuple[list[str], list[str]] = ([], [])
     for what, *spans in SequenceMatcher(a=words[0], b=words[1], autojunk=False).get_opcodes():
         for side, own, (start, end) in zip(shown, words, (spans[:2], spans[2:]), strict=True):
