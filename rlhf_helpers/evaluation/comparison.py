@@ -11,10 +11,17 @@ import pandas as pd
 from rlhf_helpers.evaluation.metrics import wilson_interval
 from rlhf_helpers.schemas import DataError, StrPath, read_predictions
 
+RESAMPLES = 10_000
+
 
 @dataclass(frozen=True)
 class WinRate:
-    """`rate` counts a tie as half a win; `low` and `high` are its 95% interval (Wilson 1927)."""
+    """`rate` counts a tie as half a win; `low` and `high` are its 95% interval (Wilson 1927).
+
+    Wilson's knows no ties and so is too wide where there are many; `bootstrap_low` and
+    `bootstrap_high`, the percentiles of resampled prompts (Efron 1979), are not, but fail for few
+    prompts: without a single loss they claim certainty.
+    """
 
     rate: float
     low: float
@@ -22,6 +29,8 @@ class WinRate:
     wins: int
     ties: int
     losses: int
+    bootstrap_low: float
+    bootstrap_high: float
 
 
 def win_rate(tuned: Sequence[float], untuned: Sequence[float]) -> WinRate:
@@ -38,8 +47,13 @@ def win_rate(tuned: Sequence[float], untuned: Sequence[float]) -> WinRate:
         )
     wins, ties = int((difference > 0).sum()), int((difference == 0).sum())
     score, trials = wins + ties / 2, len(difference)
+    losses = trials - wins - ties
     low, high = wilson_interval(score, trials)
-    return WinRate(score / trials, low, high, wins, ties, trials - wins - ties)
+    # Drawing N prompts with replacement draws N outcomes with these probabilities.
+    shares = np.array([wins, ties, losses]) / trials
+    draws = np.random.default_rng(0).multinomial(trials, shares, size=RESAMPLES)
+    bounds = np.quantile(draws @ [1, 0.5, 0] / trials, [0.025, 0.975]).tolist()
+    return WinRate(score / trials, low, high, wins, ties, losses, *bounds)
 
 
 def side_by_side(tuned_path: StrPath, untuned_path: StrPath) -> pd.DataFrame:

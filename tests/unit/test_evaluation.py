@@ -219,6 +219,16 @@ def test_a_win_rate_counts_a_tie_as_half_a_win():
     assert win_rate([1, 2, 2, 3], [3, 2, 1, 4]).rate == 1 - won.rate
 
 
+def test_the_bootstrap_interval_is_that_of_resampled_prompts():
+    won = win_rate([1] * 60 + [0] * 100 + [-1] * 40, [0] * 200)
+    deviation = math.sqrt((60 * 0.45**2 + 100 * 0.05**2 + 40 * 0.55**2) / 200 / 200)
+    bounds = (won.bootstrap_low, won.bootstrap_high)
+    assert bounds == pytest.approx((0.55 - 1.96 * deviation, 0.55 + 1.96 * deviation), abs=0.005)
+    assert won.low < won.bootstrap_low < won.bootstrap_high < won.high  # ties vary less
+    clean = win_rate([1, 1, 1], [0, 0, 0])
+    assert (clean.bootstrap_low, clean.bootstrap_high) == (1, 1) and clean.low < 0.5
+
+
 def test_equal_models_come_out_at_a_half():
     assert win_rate([1.0, 5.0], [1.0, 5.0]).rate == 0.5
 
