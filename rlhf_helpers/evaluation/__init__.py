@@ -1,6 +1,7 @@
 """How good is it, and how sure are we?"""
 
 from rlhf_helpers.evaluation.comparison import WinRate, side_by_side, win_rate
+from rlhf_helpers.evaluation.diagnosis import Finding, diagnose
 from rlhf_helpers.evaluation.drift import kl_from_reference, perplexity
 from rlhf_helpers.evaluation.event_files import read_tensorboard
 from rlhf_helpers.evaluation.judges import (
@@ -23,7 +24,9 @@ from rlhf_helpers.evaluation.metrics import (
 from rlhf_helpers.evaluation.texts import distinct, repetition, rouge, text_metrics
 
 __all__ = [
+    "Finding",
     "WinRate",
+    "diagnose",
     "distinct",
     "evaluate_policy",
     "evaluate_reward_model",
