@@ -143,6 +143,27 @@ def gold_against_proxy(runs: Mapping[str, Sequence[Mapping]], sft_gold: float) -
     return panels
 
 
+def overoptimisation(methods: Mapping[str, pd.DataFrame]) -> Axes:
+    """Proxy (dashed) and gold (solid) against the distance from where each method started.
+
+    `methods` maps a label to a table with `kl` (nats), `proxy` and `gold`, in the order of growing
+    optimisation, such as `evaluation.best_of_n`'s or a PPO history; `gold_se` gives a 95% band. The
+    distance is sqrt(KL), in which the curves are nearly parabolas (Gao et al. 2022).
+    """
+    axes = _axes(None)
+    for (label, table), colour in zip(methods.items(), COLOURS, strict=False):
+        distance = np.sqrt(table["kl"].clip(lower=0))  # an estimate may lie below 0
+        axes.plot(distance, table["proxy"], "--", color=colour, label=f"{label}: proxy")
+        axes.plot(distance, table["gold"], color=colour, label=f"{label}: gold")
+        if "gold_se" in table:
+            margin = 1.96 * table["gold_se"]
+            band = (table["gold"] - margin, table["gold"] + margin)
+            axes.fill_between(distance, *band, color=colour, alpha=0.15)
+    axes.set(xlabel="sqrt(KL), nats", ylabel="score")
+    axes.legend(frameon=False)
+    return axes
+
+
 def bars(values: Mapping[str, float], label: str) -> Axes:
     """One bar a name, with its number."""
     axes = _axes(None, height=2.6)

@@ -21,11 +21,14 @@ from rlhf_helpers.evaluation.metrics import (
     standard_error,
     wilson_interval,
 )
+from rlhf_helpers.evaluation.overoptimisation import best_of_n, best_of_n_kl
 from rlhf_helpers.evaluation.texts import distinct, repetition, rouge, text_metrics
 
 __all__ = [
     "Finding",
     "WinRate",
+    "best_of_n",
+    "best_of_n_kl",
     "diagnose",
     "distinct",
     "evaluate_policy",

@@ -84,6 +84,17 @@ def test_gold_against_proxy_draws_each_run_in_both_panels():
     assert gold.lines[-1].get_ydata()[0] == 1.5
 
 
+def test_overoptimisation_draws_proxy_and_gold_against_the_root_of_the_kl():
+    rows = [(-0.01, 0.0, 0.0), (1.0, 1.0, 1.0), (4.0, 2.0, -1.0)]
+    table = pd.DataFrame(rows, columns=["kl", "proxy", "gold"])
+    axes = plots.overoptimisation({"PPO": table, "best of n": table.assign(gold_se=0.5)})
+    proxy, gold = axes.lines[:2]
+    assert proxy.get_xydata().tolist() == [[0, 0], [1, 1], [2, 2]]
+    assert gold.get_xydata().tolist() == [[0, 0], [1, 1], [2, -1]]
+    assert len(axes.lines) == 4 and len(axes.collections) == 1
+    assert axes.get_legend().get_texts()[2].get_text() == "best of n: proxy"
+
+
 def test_policies_by_beta_puts_the_learned_ones_on_the_lines_of_the_best():
     reference, rewards = torch.tensor([0.5, 0.5]), torch.tensor([0.0, 1.0])
 
