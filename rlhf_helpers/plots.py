@@ -147,11 +147,12 @@ def overoptimisation(methods: Mapping[str, pd.DataFrame]) -> Axes:
     """Proxy (dashed) and gold (solid) against the distance from where each method started.
 
     `methods` maps a label to a table with `kl` (nats), `proxy` and `gold`, in the order of growing
-    optimisation, such as `evaluation.best_of_n`'s or a PPO history; `gold_se` gives a 95% band. The
-    distance is sqrt(KL), in which the curves are nearly parabolas (Gao et al. 2022).
+    optimisation: `evaluation.best_of_n`'s, or that of a PPO history with its `reward_mean` renamed.
+    `gold_se` gives a 95% band. In sqrt(KL) the curves of best-of-n are nearly parabolas (Gao et al.
+    2022).
     """
     axes = _axes(None)
-    for (label, table), colour in zip(methods.items(), COLOURS, strict=False):
+    for (label, table), colour in zip(methods.items(), cycle(COLOURS), strict=False):
         distance = np.sqrt(table["kl"].clip(lower=0))  # an estimate may lie below 0
         axes.plot(distance, table["proxy"], "--", color=colour, label=f"{label}: proxy")
         axes.plot(distance, table["gold"], color=colour, label=f"{label}: gold")

@@ -70,10 +70,7 @@ def side_by_side(tuned_path: StrPath, untuned_path: StrPath) -> pd.DataFrame:
             f"{tuned_path}: none of its {len(tuned)} prompts is in {untuned_path}, which has "
             f"{next(iter(untuned))!r}, say. Let both models answer the same prompts."
         )
-    for here, prompts, others in (
-        (tuned_path, tuned, untuned),
-        (untuned_path, untuned, tuned),
-    ):
+    for here, prompts, others in ((tuned_path, tuned, untuned), (untuned_path, untuned, tuned)):
         if alone := [prompt for prompt in prompts if prompt not in others]:
             named = ", ".join(repr(shorten(prompt, 60)) for prompt in alone[:3])
             warnings.warn(

@@ -139,11 +139,14 @@ def human_judge(judgements: Sequence[Mapping]) -> Judge:
     """People, by what they have said before: NaN for a pair that none has seen in that order.
 
     A judgement has `input_text`, `candidate_0`, `candidate_1`, `shown_first` (0 or 1: the candidate
-    that was shown first), `choice` (0, 1, or None for a tie); several of one pair are averaged, so
-    select one `annotator` first to see that person alone.
+    that was shown first), `choice` (0, 1, or None for a tie); one with an `action` ("skip") is no
+    judgement. Several of one pair are averaged, so select one `annotator` first to see that person
+    alone.
     """
     said: dict[tuple[str, ...], list[float]] = {}
     for record in judgements:
+        if record.get("action"):
+            continue
         order = (0, 1) if record["shown_first"] == 0 else (1, 0)
         shown = [record[f"candidate_{i}"] for i in order]
         choice = record["choice"]

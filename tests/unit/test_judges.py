@@ -168,6 +168,7 @@ def test_people_have_seen_an_order_and_chosen_a_candidate():
         judgement("c", "d", shown_first=1, choice=1),
         judgement("e", "f", shown_first=0, choice=None),
         judgement("e", "f", shown_first=0, choice=0, annotator="you"),
+        judgement("x", "y", shown_first=0, choice=None) | {"action": "skip"},  # no tie
     ]
     judge = human_judge(said)
     # Second of (a, b) is b, chosen; second of (d, c) is c, not chosen; (e, f): a tie and a 0.
