@@ -1,6 +1,9 @@
-"""Every figure of the course, by matplotlib: each function returns its Axes. And one table."""
+"""Every figure of the course, by matplotlib: each function returns its Axes. And two tables."""
 
+import html
 from collections.abc import Callable, Mapping, Sequence
+from difflib import SequenceMatcher
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -47,16 +50,47 @@ def training_curve(
     return axes
 
 
+def _small_multiples(titles: Sequence[str]) -> np.ndarray:
+    """Panels, three a row, each with its title; returns the array of Axes, unused ones hidden."""
+    rows = -(-len(titles) // 3)
+    _, panels = plt.subplots(rows, 3, figsize=(10, 2.5 * rows), layout="constrained")
+    for axes, title in zip(panels.flat, titles, strict=False):
+        axes.set_title(title)
+    for axes in panels.flat[len(titles) :]:
+        axes.set_visible(False)
+    return panels
+
+
 def ppo_curves(history: Sequence[Mapping], keys: Sequence[str]) -> np.ndarray:
     """Small multiples of a PPO history, one panel a key; returns the array of Axes."""
-    columns = 3
-    rows = -(-len(keys) // columns)
-    _, panels = plt.subplots(rows, columns, figsize=(10, 2.5 * rows), layout="constrained")
+    panels = _small_multiples([key.replace("_", " ") for key in keys])
     for axes, key in zip(panels.flat, keys, strict=False):
-        training_curve(history, key, axes)
-        axes.set(ylabel="", title=key.replace("_", " "))
-    for axes in panels.flat[len(keys) :]:
-        axes.set_visible(False)
+        training_curve(history, key, axes).set(ylabel="")
+    return panels
+
+
+def training_curves(
+    table: pd.DataFrame, tags: Sequence[str] | None = None, window: int = 5
+) -> np.ndarray:
+    """Small multiples of `evaluation.read_tensorboard`'s table: a panel a tag, a colour a run.
+
+    `tags` chooses the panels, else there is one for each tag. Raises ValueError for a tag that the
+    table lacks.
+    """
+    known = list(table["tag"].unique())
+    tags = known if tags is None else list(tags)
+    if unknown := sorted(set(tags) - set(known)):
+        raise ValueError(f"no such tag: {', '.join(unknown)}; choose among {', '.join(known)}")
+    panels, runs = _small_multiples(tags), list(table["run"].unique())
+    for axes, tag in zip(panels.flat, tags, strict=False):
+        for run, colour in zip(runs, cycle(COLOURS), strict=False):
+            rows = table[(table["run"] == run) & (table["tag"] == tag)]
+            if len(rows):
+                history = rows.rename(columns={"value": tag}).to_dict("records")
+                training_curve(history, tag, axes, window, colour).lines[-1].set_label(run)
+        axes.set(ylabel="")
+        if len(runs) > 1:
+            axes.legend(frameon=False, fontsize=8)
     return panels
 
 
@@ -107,6 +141,28 @@ def gold_against_proxy(runs: Mapping[str, Sequence[Mapping]], sft_gold: float) -
     panels[1].axhline(sft_gold, color=GREY, linestyle=":", label="SFT")
     panels[1].legend(frameon=False)
     return panels
+
+
+def overoptimisation(methods: Mapping[str, pd.DataFrame]) -> Axes:
+    """Proxy (dashed) and gold (solid) against the distance from where each method started.
+
+    `methods` maps a label to a table with `kl` (nats), `proxy` and `gold`, in the order of growing
+    optimisation: `evaluation.best_of_n`'s, or that of a PPO history with its `reward_mean` renamed.
+    `gold_se` gives a 95% band. In sqrt(KL) the curves of best-of-n are nearly parabolas (Gao et al.
+    2022).
+    """
+    axes = _axes(None)
+    for (label, table), colour in zip(methods.items(), cycle(COLOURS), strict=False):
+        distance = np.sqrt(table["kl"].clip(lower=0))  # an estimate may lie below 0
+        axes.plot(distance, table["proxy"], "--", color=colour, label=f"{label}: proxy")
+        axes.plot(distance, table["gold"], color=colour, label=f"{label}: gold")
+        if "gold_se" in table:
+            margin = 1.96 * table["gold_se"]
+            band = (table["gold"] - margin, table["gold"] + margin)
+            axes.fill_between(distance, *band, color=colour, alpha=0.15)
+    axes.set(xlabel="sqrt(KL), nats", ylabel="score")
+    axes.legend(frameon=False)
+    return axes
 
 
 def bars(values: Mapping[str, float], label: str) -> Axes:
@@ -160,7 +216,28 @@ def points(table: pd.DataFrame, x: str, y: str, label: str) -> Axes:
 def texts(table: pd.DataFrame) -> Styler:
     """A table to be read: texts to the left, and shown as they are, whatever HTML they hold."""
     left = [{"selector": "th, td", "props": "text-align: left; vertical-align: top"}]
-    return table.style.hide(axis="index").format(precision=2, escape="html").set_table_styles(left)
+    shown = table.style.hide(axis="index").format(precision=2, escape="html").set_table_styles(left)
+    return shown.set_table_attributes('class="tex2jax_ignore mathjax_ignore"')  # "$5 or $6"
+
+
+def differences(table: pd.DataFrame) -> Styler:
+    """`evaluation.side_by_side`'s table to be read: words that only one answer has are marked."""
+    pairs = [_marked(*pair) for pair in table[["untuned", "tuned"]].to_numpy()]
+    marked = pd.DataFrame(pairs, table.index, ["untuned", "tuned"])
+    shown = texts(table.assign(**marked))
+    return shown.format(subset=["untuned", "tuned"], escape=None)  # `_marked` has escaped them
+
+
+def _marked(first: str, second: str) -> tuple[str, str]:
+    """Both texts as HTML that shows them as they are, with the words that differ in <mark>."""
+    words = [text.split() for text in (first, second)]
+    shown: tuple[list[str], list[str]] = ([], [])
+    for what, *spans in SequenceMatcher(a=words[0], b=words[1], autojunk=False).get_opcodes():
+        for side, own, (start, end) in zip(shown, words, (spans[:2], spans[2:]), strict=True):
+            run = html.escape(" ".join(own[start:end]))
+            if run:
+                side.append(run if what == "equal" else f"<mark>{run}</mark>")
+    return " ".join(shown[0]), " ".join(shown[1])
 
 
 def matrix(table: pd.DataFrame, title: str, low: float = 0.0) -> Axes:

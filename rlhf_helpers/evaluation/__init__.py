@@ -1,21 +1,55 @@
 """How good is it, and how sure are we?"""
 
 from rlhf_helpers.evaluation.comparison import WinRate, side_by_side, win_rate
-from rlhf_helpers.evaluation.drift import perplexity
+from rlhf_helpers.evaluation.diagnosis import Finding, diagnose
+from rlhf_helpers.evaluation.drift import kl_from_reference, perplexity
+from rlhf_helpers.evaluation.event_files import read_tensorboard
+from rlhf_helpers.evaluation.judges import (
+    gold_judge,
+    human_judge,
+    judge_agreement,
+    judge_pairs,
+    language_model_judge,
+    plain_question,
+    position_bias,
+    principle_question,
+    reward_judge,
+)
 from rlhf_helpers.evaluation.metrics import (
     evaluate_policy,
     evaluate_reward_model,
     standard_error,
     wilson_interval,
 )
+from rlhf_helpers.evaluation.overoptimisation import best_of_n, best_of_n_kl
+from rlhf_helpers.evaluation.texts import distinct, repetition, rouge, text_metrics
 
 __all__ = [
+    "Finding",
     "WinRate",
+    "best_of_n",
+    "best_of_n_kl",
+    "diagnose",
+    "distinct",
     "evaluate_policy",
     "evaluate_reward_model",
+    "gold_judge",
+    "human_judge",
+    "judge_agreement",
+    "judge_pairs",
+    "kl_from_reference",
+    "language_model_judge",
     "perplexity",
+    "plain_question",
+    "position_bias",
+    "principle_question",
+    "read_tensorboard",
+    "repetition",
+    "reward_judge",
+    "rouge",
     "side_by_side",
     "standard_error",
+    "text_metrics",
     "wilson_interval",
     "win_rate",
 ]

@@ -1,7 +1,9 @@
 """Two models on the same prompts: who wins how often, and what they wrote."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import shorten
 
 import numpy as np
 import pandas as pd
@@ -9,10 +11,17 @@ import pandas as pd
 from rlhf_helpers.evaluation.metrics import wilson_interval
 from rlhf_helpers.schemas import DataError, StrPath, read_predictions
 
+RESAMPLES = 10_000
+
 
 @dataclass(frozen=True)
 class WinRate:
-    """`rate` counts a tie as half a win; `low` and `high` are its 95% interval (Wilson 1927)."""
+    """`rate` counts a tie as half a win; `low` and `high` are its 95% interval (Wilson 1927).
+
+    Wilson's knows no ties and so is too wide where there are many; `bootstrap_low` and
+    `bootstrap_high`, the percentiles of resampled prompts (Efron 1979), are not, but fail for few
+    prompts: without a single loss they claim certainty.
+    """
 
     rate: float
     low: float
@@ -20,6 +29,8 @@ class WinRate:
     wins: int
     ties: int
     losses: int
+    bootstrap_low: float
+    bootstrap_high: float
 
 
 def win_rate(tuned: Sequence[float], untuned: Sequence[float]) -> WinRate:
@@ -36,25 +47,37 @@ def win_rate(tuned: Sequence[float], untuned: Sequence[float]) -> WinRate:
         )
     wins, ties = int((difference > 0).sum()), int((difference == 0).sum())
     score, trials = wins + ties / 2, len(difference)
+    losses = trials - wins - ties
     low, high = wilson_interval(score, trials)
-    return WinRate(score / trials, low, high, wins, ties, trials - wins - ties)
+    # Drawing N prompts with replacement draws N outcomes with these probabilities.
+    shares = np.array([wins, ties, losses]) / trials
+    draws = np.random.default_rng(0).multinomial(trials, shares, size=RESAMPLES)
+    bounds = np.quantile(draws @ [1, 0.5, 0] / trials, [0.025, 0.975]).tolist()
+    return WinRate(score / trials, low, high, wins, ties, losses, *bounds)
 
 
 def side_by_side(tuned_path: StrPath, untuned_path: StrPath) -> pd.DataFrame:
     """Columns `prompt`, `untuned`, `tuned`: the predictions of two files, matched by prompt.
 
-    The order is that of the tuned file. Raises DataError where a file has a prompt twice, or one
-    of them has a prompt that the other one lacks.
+    The order is that of the tuned file. A prompt that only one file has is left out, with a warning
+    that counts and names such prompts: bulk inference may lose a few, which is no reason to see
+    none. Raises DataError where a file has a prompt twice, or the two have no prompt in common.
     """
-    answers = {path: _by_prompt(path) for path in (tuned_path, untuned_path)}
-    tuned, untuned = answers[tuned_path], answers[untuned_path]
-    for here, there in ((tuned_path, untuned_path), (untuned_path, tuned_path)):
-        if alone := answers[here].keys() - answers[there].keys():
-            raise DataError(
-                f"{here}: {len(alone)} prompts that are not in {there}, such as {min(alone)!r}. "
-                "Let both models answer the same prompts."
+    tuned, untuned = _by_prompt(tuned_path), _by_prompt(untuned_path)
+    rows = [(p, untuned[p], answer) for p, answer in tuned.items() if p in untuned]
+    if not rows:
+        raise DataError(
+            f"{tuned_path}: none of its {len(tuned)} prompts is in {untuned_path}, which has "
+            f"{next(iter(untuned))!r}, say. Let both models answer the same prompts."
+        )
+    for here, prompts, others in ((tuned_path, tuned, untuned), (untuned_path, untuned, tuned)):
+        if alone := [prompt for prompt in prompts if prompt not in others]:
+            named = ", ".join(repr(shorten(prompt, 60)) for prompt in alone[:3])
+            warnings.warn(
+                f"{here}: {len(alone)} of {len(prompts)} prompts are not in the other file and "
+                f"are left out: {named}{', …' if alone[3:] else ''}",
+                stacklevel=2,
             )
-    rows = [(prompt, untuned[prompt], answer) for prompt, answer in tuned.items()]
     return pd.DataFrame(rows, columns=["prompt", "untuned", "tuned"])
 
 

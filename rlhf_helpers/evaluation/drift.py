@@ -1,13 +1,62 @@
-"""How far a policy has moved: from the documents of its pretraining."""
+"""How far a policy has moved: from its reference (KL), and from its pretraining (perplexity)."""
 
 import math
 from collections.abc import Sequence
 
+import pandas as pd
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_helpers import generation
+from rlhf_helpers.evaluation.metrics import standard_error
 from rlhf_helpers.ppo.maths import pretraining_loss
 from rlhf_helpers.ppo.pretraining import MAX_TOKENS
+
+
+@torch.no_grad()
+def kl_from_reference(
+    policy: PreTrainedModel,
+    reference: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 48,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> tuple[dict[str, float], pd.DataFrame]:
+    """KL(policy || reference) along one response to each formatted prompt, at temperature 1.
+
+    The table has a row a response: `tokens`, and in nats `estimated`, log pi - log pi_ref of what
+    was sampled, and `exact`, the sum over its tokens of KL(pi(. | prefix) || pi_ref(. | prefix)),
+    which needs the whole vocabulary. By the chain rule both have the KL of a response for their
+    mean; the exact one is never negative and varies much less. Returned first are both means with
+    their standard errors (`_se`), and `kl_token`, the exact KL a token.
+    """
+    generator, rows = generation.seeded(policy, seed), []
+    reference.eval()
+    for start in range(0, len(prompts), batch_size):
+        encoded = generation.encode_prompts(tokenizer, list(prompts[start : start + batch_size]))
+        ids, mask = (x.to(policy.device) for x in encoded)
+        samples = generation.sample(
+            policy, tokenizer, ids, mask, max_new_tokens=max_new_tokens, generator=generator
+        )
+        batch = (ids, mask, samples.response_ids, samples.response_mask)
+        log_pi, log_ref = (
+            generation.forward_responses(model, *batch)[0].float().log_softmax(-1)
+            for model in (policy, reference)
+        )
+        exact = (log_pi.exp() * (log_pi - log_ref)).sum(-1)
+        chosen = samples.response_ids[..., None]
+        estimated = (log_pi - log_ref).gather(-1, chosen)[..., 0]
+        real = samples.response_mask.float()
+        rows.append(torch.stack([(x * real).sum(1) for x in (real, exact, estimated)], 1))
+    table = pd.DataFrame(torch.cat(rows).tolist(), columns=["tokens", "exact", "estimated"])
+    metrics = {}
+    for name in ("exact", "estimated"):
+        metrics[f"kl_{name}"] = float(table[name].mean())
+        metrics[f"kl_{name}_se"] = standard_error(table[name])
+    metrics["kl_token"] = float(table["exact"].sum() / table["tokens"].sum())
+    return metrics, table
 
 
 @torch.no_grad()

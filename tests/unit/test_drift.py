@@ -5,10 +5,69 @@ import math
 import pytest
 import torch
 
-from rlhf_helpers.evaluation import perplexity
+from rlhf_helpers.evaluation import kl_from_reference, perplexity
 from rlhf_helpers.models import load_policy, load_tokenizer
 from rlhf_helpers.scales import Scale
 from rlhf_helpers.schemas import read_texts
+
+# KL
+
+
+def response_kl(policy, reference, tokenizer, prompt: str) -> float:
+    """KL of responses of at most two tokens, summed over every one of them."""
+    size = len(tokenizer)
+    first = torch.arange(size)[:, None]
+    ids = tokenizer(prompt, return_tensors="pt")["input_ids"].expand(size, -1)
+    ids = torch.cat([ids, first], 1)
+    log_pi, log_ref = (
+        model.eval()(input_ids=ids).logits.double().log_softmax(-1) for model in (policy, reference)
+    )
+    total = 0.0
+    for token in range(size):
+        p, q = log_pi[0, -2, token], log_ref[0, -2, token]
+        if token == tokenizer.eos_token_id:
+            total += (p.exp() * (p - q)).item()
+        else:
+            p, q = p + log_pi[token, -1], q + log_ref[token, -1]
+            total += (p.exp() * (p - q)).sum().item()
+    return total
+
+
+def test_both_kls_have_the_kl_of_a_response_for_their_mean(make_model, tokenizer, kind):
+    policy, reference = make_model(kind, eos_bias=3.0), make_model(kind, seed=1, eos_bias=3.0)
+    truth = response_kl(policy, reference, tokenizer, "a b")
+    found, table = kl_from_reference(
+        policy, reference, tokenizer, ["a b"] * 1500, max_new_tokens=2, batch_size=500
+    )
+    assert set(table["tokens"]) == {1, 2}
+    assert (table["exact"] > 0).all() and (table["estimated"] < 0).any()
+    for name in ("exact", "estimated"):
+        assert found[f"kl_{name}"] == table[name].mean()
+        assert found[f"kl_{name}"] == pytest.approx(truth, abs=4 * found[f"kl_{name}_se"])
+    assert found["kl_exact_se"] < found["kl_estimated_se"] / 2
+    assert found["kl_token"] == pytest.approx(table["exact"].sum() / table["tokens"].sum())
+
+
+def test_the_kl_of_one_token_is_exact_without_any_luck(make_model, tokenizer):
+    policy, reference = make_model("gpt2"), make_model("gpt2", seed=1)
+    prompts = ["a b", "a much longer prompt"]  # padding must not matter
+    _, table = kl_from_reference(policy, reference, tokenizer, prompts, max_new_tokens=1)
+    for prompt, found in zip(prompts, table["exact"], strict=True):
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        p, q = (
+            model.eval()(input_ids=ids).logits[0, -1].softmax(-1) for model in (policy, reference)
+        )
+        assert found == pytest.approx((p * (p / q).log()).sum().item(), rel=1e-4)
+
+
+def test_the_kl_of_a_policy_from_itself_is_zero(make_model, tokenizer, kind):
+    policy = make_model(kind).train()  # dropout, which must not matter
+    found, table = kl_from_reference(policy, policy, tokenizer, ["a", "bcd"], max_new_tokens=6)
+    assert found["kl_exact"] == found["kl_estimated"] == 0
+    assert table["tokens"].between(1, 6).all()
+
+
+# Perplexity
 
 DOCUMENTS = ["Hello.", "A longer text, of several words.", "x"]
 

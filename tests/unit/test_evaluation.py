@@ -219,6 +219,16 @@ def test_a_win_rate_counts_a_tie_as_half_a_win():
     assert win_rate([1, 2, 2, 3], [3, 2, 1, 4]).rate == 1 - won.rate
 
 
+def test_the_bootstrap_interval_is_that_of_resampled_prompts():
+    won = win_rate([1] * 60 + [0] * 100 + [-1] * 40, [0] * 200)
+    deviation = math.sqrt((60 * 0.45**2 + 100 * 0.05**2 + 40 * 0.55**2) / 200 / 200)
+    bounds = (won.bootstrap_low, won.bootstrap_high)
+    assert bounds == pytest.approx((0.55 - 1.96 * deviation, 0.55 + 1.96 * deviation), abs=0.005)
+    assert won.low < won.bootstrap_low < won.bootstrap_high < won.high  # ties vary less
+    clean = win_rate([1, 1, 1], [0, 0, 0])
+    assert (clean.bootstrap_low, clean.bootstrap_high) == (1, 1) and clean.low < 0.5
+
+
 def test_equal_models_come_out_at_a_half():
     assert win_rate([1.0, 5.0], [1.0, 5.0]).rate == 0.5
 
@@ -247,17 +257,29 @@ def test_side_by_side_matches_by_prompt_and_not_by_position(tmp_path):
 
 
 @pytest.mark.parametrize("lacking", ["tuned", "untuned"])
-def test_side_by_side_reports_prompts_that_one_file_lacks(tmp_path, lacking):
-    answers = {"p": "a", "q": "b", "r": "c"}
+def test_side_by_side_leaves_out_what_one_file_lacks_and_names_it(tmp_path, lacking):
+    answers = dict.fromkeys("pqrst", "answer")
     paths = {
         name: predictions(tmp_path / f"{name}.jsonl", {"p": "a"} if name == lacking else answers)
         for name in ("tuned", "untuned")
     }
-    with pytest.raises(DataError, match="2 prompts that are not in") as caught:
-        side_by_side(paths["tuned"], paths["untuned"])
+    with pytest.warns(UserWarning) as caught:
+        table = side_by_side(paths["tuned"], paths["untuned"])
+    assert list(table["prompt"]) == ["p"]
+    assert table[lacking].item() == "a"
     other = "untuned" if lacking == "tuned" else "tuned"
-    assert str(caught.value).startswith(str(paths[other]))
-    assert "'q'" in str(caught.value)
+    assert [str(warning.message) for warning in caught] == [
+        f"{paths[other]}: 4 of 5 prompts are not in the other file and are left out: "
+        "'q', 'r', 's', …"
+    ]
+
+
+def test_side_by_side_of_files_with_different_prompts_is_an_error(tmp_path):
+    tuned = predictions(tmp_path / "tuned.jsonl", {"p": "a"})
+    untuned = predictions(tmp_path / "untuned.jsonl", {"q": "a"})
+    with pytest.raises(DataError, match=r"none of its 1 prompts is in .*has 'q'") as caught:
+        side_by_side(tuned, untuned)
+    assert str(caught.value).startswith(str(tuned))
 
 
 def test_side_by_side_refuses_two_answers_to_one_prompt(tmp_path):

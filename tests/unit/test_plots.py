@@ -1,5 +1,7 @@
 """The figures: what is drawn is what was given."""
 
+from html.parser import HTMLParser
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -28,6 +30,38 @@ def test_ppo_curves_have_a_panel_a_key_and_hide_the_rest():
     assert [axes.get_title() for axes in panels.flat if axes.get_visible()] == list("abcd")
 
 
+RUNS = pd.DataFrame(
+    [("a", "kl", 0, 1.0), ("a", "kl", 5, 3.0), ("b", "kl", 0, 7.0), ("b", "rank_loss", 2, 0.5)],
+    columns=["run", "tag", "step", "value"],
+)
+
+
+def test_training_curves_have_a_panel_a_tag_and_a_colour_a_run():
+    panels = plots.training_curves(RUNS, window=3)
+    kl, loss, unused = panels.flat
+    assert [kl.get_title(), loss.get_title()] == ["kl", "rank_loss"]
+    assert not unused.get_visible()
+    points = [line.get_xydata().tolist() for line in kl.lines[::2]]
+    assert points == [[[0, 1], [5, 3]], [[0, 7]]]
+    assert kl.lines[1].get_ydata().tolist() == [2, 2]  # the running mean
+    assert [text.get_text() for text in kl.get_legend().get_texts()] == ["a", "b"]
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == ["b"]
+    assert loss.lines[0].get_color() == kl.lines[2].get_color() != kl.lines[0].get_color()
+
+
+def test_training_curves_of_one_run_need_no_legend_and_tags_can_be_chosen():
+    panels = plots.training_curves(RUNS[RUNS["run"] == "b"], ["rank_loss"])
+    assert [axes.get_title() for axes in panels.flat if axes.get_visible()] == ["rank_loss"]
+    assert panels.flat[0].get_legend() is None
+    with pytest.raises(ValueError, match="no such tag: gold; choose among kl, rank_loss"):
+        plots.training_curves(RUNS, ["kl", "gold"])
+
+
+def test_training_curves_draw_more_runs_than_there_are_colours():
+    runs = pd.DataFrame([(f"{i}", "kl", 0, float(i)) for i in range(9)], columns=RUNS.columns)
+    assert len(plots.training_curves(runs).flat[0].get_legend().get_texts()) == 9
+
+
 def test_shares_by_bins_are_the_means_of_bins_of_equal_size():
     values = pd.Series(range(100), index=range(100, 200))  # an index that is not 0, 1, ...
     axes = plots.share_by_bins(values, {"large": values >= 75}, bins=4)
@@ -48,6 +82,17 @@ def test_gold_against_proxy_draws_each_run_in_both_panels():
     proxy, gold = plots.gold_against_proxy({"x": history, "y": history}, sft_gold=1.5)
     assert [line.get_ydata().tolist() for line in proxy.lines] == [[1, 1]] * 2
     assert gold.lines[-1].get_ydata()[0] == 1.5
+
+
+def test_overoptimisation_draws_proxy_and_gold_against_the_root_of_the_kl():
+    rows = [(-0.01, 0.0, 0.0), (1.0, 1.0, 1.0), (4.0, 2.0, -1.0)]
+    table = pd.DataFrame(rows, columns=["kl", "proxy", "gold"])
+    axes = plots.overoptimisation({"PPO": table, "best of n": table.assign(gold_se=0.5)})
+    proxy, gold = axes.lines[:2]
+    assert proxy.get_xydata().tolist() == [[0, 0], [1, 1], [2, 2]]
+    assert gold.get_xydata().tolist() == [[0, 0], [1, 1], [2, -1]]
+    assert len(axes.lines) == 4 and len(axes.collections) == 1
+    assert axes.get_legend().get_texts()[2].get_text() == "best of n: proxy"
 
 
 def test_policies_by_beta_puts_the_learned_ones_on_the_lines_of_the_best():
@@ -83,3 +128,57 @@ def test_points_bars_and_matrix_carry_their_numbers():
 def test_a_table_of_texts_shows_html_as_text():
     html = plots.texts(pd.DataFrame({"answer": ["<b>bold</b>"], "gold": [1.234]})).to_html()
     assert "&lt;b&gt;bold&lt;/b&gt;" in html and "1.23" in html
+    assert "tex2jax_ignore" in html  # else Jupyter takes what is between two $ for a formula
+
+
+class Cells(HTMLParser):
+    """The elements of a page, the texts of its table's cells, and what is marked in them."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.elements, self.cells, self.marked = set(), [], []
+        self.inside: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.add(tag)
+        self.inside.append(tag)
+        if tag in ("td", "mark"):
+            (self.cells if tag == "td" else self.marked).append("")
+
+    def handle_endtag(self, tag):
+        self.inside.remove(tag)
+
+    def handle_data(self, text):
+        if "td" in self.inside:
+            self.cells[-1] += text
+        if "mark" in self.inside:
+            self.marked[-1] += text
+
+
+def shown(untuned: str, tuned: str, prompt: str = "p") -> Cells:
+    table = pd.DataFrame([{"prompt": prompt, "untuned": untuned, "tuned": tuned, "gold": 1.234}])
+    return Cells(plots.differences(table).to_html())
+
+
+def test_differences_between_two_answers_are_marked_word_by_word():
+    page = shown("My boss mocks me. Help?", "My old boss mocks us. Help?")
+    assert page.cells == ["p", "My boss mocks me. Help?", "My old boss mocks us. Help?", "1.23"]
+    assert page.marked == ["me.", "old", "us."]
+    assert shown("the same", "the same").marked == []
+    assert shown("", "all new").marked == ["all new"]
+
+
+NASTY = [
+    "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "</td></table><h1>big</h1>",
+    "a < b && c > d", "&lt;b&gt;", "<mark>not mine</mark>", "{x} %s $x$ 'q' \"q\"",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_whatever_a_model_writes_is_shown_as_text(text):
+    for untuned, tuned in ((text, "fine"), ("fine", text), (text, text), (text, f"{text} more")):
+        page = shown(untuned, tuned, prompt=text)
+        assert page.cells[:3] == [text, untuned, tuned]
+        allowed = {"style", "table", "thead", "tbody", "tr", "th", "td", "mark"}
+        assert page.elements <= allowed

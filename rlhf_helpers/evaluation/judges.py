@@ -1,0 +1,241 @@
+"""Who is to say which answer is better? Judges of one kind: gold, reward model, human, LM.
+
+A judge sees a prompt and two answers, blind: in an order, without names. It returns P(the second
+is better), where 0.5 is a tie and NaN "not judged". `judge_pairs` shows it every pair in both
+orders and averages, since many judges lean to one side, whatever stands there (Zheng et al. 2023,
+"Judging LLM-as-a-judge"). For the win rate with its intervals: `win_rate(p, 1 - p)` of the
+`probability` column, after `dropna()` where people have not judged every pair.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.special import expit
+from sklearn.metrics import cohen_kappa_score
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_helpers import generation
+from rlhf_helpers.evaluation.metrics import wilson_interval
+from rlhf_helpers.little_world.annotators import gold
+from rlhf_helpers.little_world.grammar import find_post
+from rlhf_helpers.reward_model import RewardModel
+from rlhf_helpers.schemas import format_prompt, format_response
+
+# Prompts (N,), answers shown first (N,), answers shown second (N,) -> P(second is better) (N,).
+Judge = Callable[[Sequence[str], Sequence[str], Sequence[str]], Sequence[float]]
+Question = Callable[[str, str, str], str]  # prompt, first, second -> what a language model reads
+
+
+def judge_pairs(
+    judge: Judge, prompts: Sequence[str], candidates_0: Sequence[str], candidates_1: Sequence[str]
+) -> pd.DataFrame:
+    """What a judge says of N pairs, shown in both orders: a row a pair.
+
+    All columns hold P(candidate 1 is better): `as_given` with candidate 0 shown first, `swapped`
+    with candidate 1 first, and `probability`, the mean of what was judged of the two. A judge that
+    sees only the position comes out at 0.5, a tie. Raises ValueError for what is no probability.
+    """
+    as_given = _checked(judge(prompts, candidates_0, candidates_1), len(prompts))
+    swapped = 1 - _checked(judge(prompts, candidates_1, candidates_0), len(prompts))
+    table = pd.DataFrame({"as_given": as_given, "swapped": swapped})
+    # Rounded: what a batch's arithmetic adds in the eighth place must not decide a tie.
+    return table.assign(probability=table.mean(axis=1).round(6))
+
+
+def _checked(probabilities: Sequence[float], count: int) -> np.ndarray:
+    found = np.asarray(probabilities, dtype=float)
+    if found.shape != (count,) or (found < 0).any() or (found > 1).any():
+        raise ValueError(
+            f"a judge must return one probability (0 to 1, NaN for none) for each of {count} "
+            f"pairs, not {probabilities!r:.80}"
+        )
+    return found
+
+
+def position_bias(verdicts: pd.DataFrame) -> dict[str, float]:
+    """How much the order of the answers decides, from the table of `judge_pairs`.
+
+    `first_rate`: how often a judge chooses what is shown first, a tie as half; 0.5 is unbiased.
+    `consistency`: on how many of the pairs judged in both orders it says the same (Zheng et al.
+    2023); NaN if there is no such pair.
+    """
+    choices = np.sign(verdicts[["as_given", "swapped"]] - 0.5)
+    first = pd.concat([-choices["as_given"], choices["swapped"]]).dropna()
+    both = choices.dropna()
+    return {
+        "first_rate": float((first.mean() + 1) / 2),
+        "consistency": float((both["as_given"] == both["swapped"]).mean()),
+    }
+
+
+def judge_agreement(verdicts: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """How often two judges say the same (0, 1 or a tie) of the pairs that both have judged.
+
+    `verdicts` maps a judge's name to its table of `judge_pairs`, all of the same pairs. A row for
+    every two: `pairs`, `agreement` with its 95% interval, and Cohen's `kappa`, which is 0 for
+    chance and NaN where chance alone would make them agree. Raises ValueError for tables of
+    unequal length, or if no pair was judged by two.
+    """
+    if len({len(table) for table in verdicts.values()}) > 1:
+        raise ValueError("these tables have unequal lengths: judge the same pairs, in one order")
+    choices = pd.DataFrame(
+        {name: np.sign(table["probability"].to_numpy() - 0.5) for name, table in verdicts.items()}
+    )
+    rows = {}
+    for a, b in combinations(choices, 2):
+        both = choices[[a, b]].dropna().astype(int)
+        if not len(both):
+            continue
+        alike = int((both[a] == both[b]).sum())
+        low, high = wilson_interval(alike, len(both))
+        # One class in all: scikit-learn would warn that kappa is 0 / 0.
+        known = len(np.unique(both)) > 1
+        rows[f"{a} and {b}"] = {
+            "pairs": len(both), "agreement": alike / len(both), "low": low, "high": high,
+            "kappa": cohen_kappa_score(both[a], both[b]) if known else np.nan,
+        }  # fmt: skip
+    if not rows:
+        raise ValueError("no pair was judged by two judges")
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+# ---- the judges ----------------------------------------------------------------------------
+
+
+def gold_judge(
+    prompts: Sequence[str], firsts: Sequence[str], seconds: Sequence[str]
+) -> list[float]:
+    """The mean annotator of the little world, without noise. A `Judge`.
+
+    Raises ValueError for a prompt that is no post of the little world.
+    """
+    pairs = zip(prompts, firsts, seconds, strict=True)
+    gaps = [gold(prompt, second) - gold(prompt, first) for prompt, first, second in pairs]
+    return [float((np.sign(round(gap, 9)) + 1) / 2) for gap in gaps]
+
+
+def reward_judge(reward_model: RewardModel, instruction: str = "") -> Judge:
+    """A reward model: sigmoid of the gap of its raw scores (Bradley and Terry 1952)."""
+
+    def judge(
+        prompts: Sequence[str], firsts: Sequence[str], seconds: Sequence[str]
+    ) -> Sequence[float]:
+        heads = [format_prompt(prompt, instruction) for prompt in prompts]
+        texts = [
+            head + format_response(answer)
+            for answers in (firsts, seconds)
+            for head, answer in zip(heads, answers, strict=True)
+        ]
+        first, second = reward_model.raw_scores(texts).double().numpy().reshape(2, -1)
+        return expit(second - first)
+
+    return judge
+
+
+def human_judge(judgements: Sequence[Mapping]) -> Judge:
+    """People, by what they have said before: NaN for a pair that none has seen in that order.
+
+    A judgement has `input_text`, `candidate_0`, `candidate_1`, `shown_first` (0 or 1: the candidate
+    that was shown first), `choice` (0, 1, or None for a tie); one with an `action` ("skip") is no
+    judgement. Several of one pair are averaged, so select one `annotator` first to see that person
+    alone.
+    """
+    said: dict[tuple[str, ...], list[float]] = {}
+    for record in judgements:
+        if record.get("action"):
+            continue
+        order = (0, 1) if record["shown_first"] == 0 else (1, 0)
+        shown = [record[f"candidate_{i}"] for i in order]
+        choice = record["choice"]
+        second_is_better = 0.5 if choice is None else float(order[1] == choice)
+        said.setdefault(_key(record["input_text"], *shown), []).append(second_is_better)
+
+    def judge(
+        prompts: Sequence[str], firsts: Sequence[str], seconds: Sequence[str]
+    ) -> Sequence[float]:
+        pairs = zip(prompts, firsts, seconds, strict=True)
+        return [float(np.mean(said.get(_key(*pair), [np.nan]))) for pair in pairs]
+
+    return judge
+
+
+def _key(*texts: str) -> tuple[str, ...]:
+    return tuple(text.strip() for text in texts)
+
+
+def plain_question(prompt: str, first: str, second: str) -> str:
+    """A question for a language model that follows instructions."""
+    return (
+        f"Here are a request and two answers to it.\n\nRequest:\n{prompt.strip()}\n\n"
+        f"Answer 1:\n{first.strip()}\n\nAnswer 2:\n{second.strip()}\n\n"
+        "Which answer is better, 1 or 2? The better one is answer"
+    )
+
+
+def principle_question(principle: str) -> Question:
+    """The question that our base model knows from its pretraining (see `writers.PRINCIPLES`)."""
+
+    def question(prompt: str, first: str, second: str) -> str:
+        return (
+            f"[principle]: {principle} [post]: {find_post(prompt)} [1]: {first.strip()} "
+            f"[2]: {second.strip()} [better]:"
+        )
+
+    return question
+
+
+def language_model_judge(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    question: Question = plain_question,
+    labels: tuple[str, str] = (" 1", " 2"),
+    batch_size: int = 16,
+) -> Judge:
+    """Any causal language model, by its log-probs of the two labels after the question.
+
+    P(second) = pi(label 2) / (pi(label 1) + pi(label 2)), as in RLAIF (Lee et al. 2023); labels may
+    have several tokens. For a chat model let `question` apply its chat template. The average over
+    both orders in `judge_pairs` is above 0.5 exactly where the log-odds averaged over both are
+    above 0, so that a lean which adds the same to every log-odds cancels out.
+    """
+    policy.eval()
+
+    def judge(
+        prompts: Sequence[str], firsts: Sequence[str], seconds: Sequence[str]
+    ) -> Sequence[float]:
+        asked = [question(*pair) for pair in zip(prompts, firsts, seconds, strict=True)]
+        found: list[float] = []
+        for start in range(0, len(asked), batch_size):
+            texts = asked[start : start + batch_size]
+            ids, mask = generation.encode_prompts(tokenizer, texts)
+            answers, answer_mask = _label_ids(tokenizer, texts[0], labels)
+            repeated = (x.repeat(len(texts), 1) for x in (answers, answer_mask))
+            batch = [x.to(policy.device) for x in (ids, mask, *repeated)]
+            logprobs = generation.response_logprobs(policy, *batch).sum(1).view(-1, 2)
+            found += logprobs.double().softmax(1)[:, 1].tolist()
+        return found
+
+    return judge
+
+
+def _label_ids(
+    tokenizer: PreTrainedTokenizerBase, text: str, labels: tuple[str, str]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask (2, T) of the labels as they follow a text."""
+    start, rows = tokenizer(text)["input_ids"], []
+    for label in labels:
+        whole = tokenizer(text + label)["input_ids"]
+        if whole[: len(start)] != start or len(whole) == len(start):
+            raise ValueError(
+                f"the label {label!r} melts into the question's last token: end the question "
+                "without a blank and begin the labels with one, or the other way round"
+            )
+        rows.append(torch.tensor(whole[len(start) :]))
+    ids = torch.nn.utils.rnn.pad_sequence(
+        rows, batch_first=True, padding_value=tokenizer.pad_token_id
+    )
+    lengths = torch.tensor([len(row) for row in rows])
+    return ids, torch.arange(ids.shape[1]) < lengths[:, None]
