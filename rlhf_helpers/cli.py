@@ -82,7 +82,7 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
     data = commands.add_parser(
         "data", help="write the data sets of the little world again",
         description="Without an option: the files that the grammar alone decides, bit for bit "
-        "the same at every run (demonstrations, prompts, pretraining documents).",
+        "the same at every run (demonstrations, prompts, pretraining documents), and judgements.",
     )  # fmt: skip
     data.add_argument(
         "--output-dir",
@@ -111,6 +111,8 @@ def _data(options: argparse.Namespace) -> None:
         build.write_sampled_files(output_dir, options.sampled)
     else:
         build.write_grammar_files(output_dir)
+        test_pairs = runs.data_dir() / "summarize" / "preferences_test.jsonl"
+        build.write_judgements(output_dir, schemas.read_preferences(test_pairs))
     print(f"written to {output_dir}")
 
 

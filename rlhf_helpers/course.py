@@ -6,10 +6,12 @@ in `runs/<scale>/notebooks/`; `in_place` also refreshes the notebooks themselves
 """
 
 import copy
+import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from rlhf_helpers.runs import project_root, read_results, record_results, runs_dir
+from rlhf_helpers.runs import HEADLESS, project_root, read_results, record_results, runs_dir
 
 EXERCISE = "exercise"
 EVALUATION = "L4_evaluate_model"
@@ -84,15 +86,16 @@ def run_notebook(path: Path, scale: str, seed: int, in_place: bool) -> None:
     output = runs_dir() / scale / "notebooks" / path.name
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
-        executed = papermill.execute_notebook(
-            without_exercises(original),
-            output,
-            parameters={"scale": scale, "seed": seed},
-            kernel_name="python3",  # jupyter_client starts it on this interpreter
-            language="python",
-            cwd=path.parent,
-            config=ENCRYPTED,
-        )
+        with _headless():
+            executed = papermill.execute_notebook(
+                without_exercises(original),
+                output,
+                parameters={"scale": scale, "seed": seed},
+                kernel_name="python3",  # jupyter_client starts it on this interpreter
+                language="python",
+                cwd=path.parent,
+                config=ENCRYPTED,
+            )
     except PapermillExecutionError as error:
         raise NotebookFailed(
             f"{path.stem} failed in cell [{error.exec_count}]:\n{_indented(error.source)}\n"
@@ -105,6 +108,19 @@ def run_notebook(path: Path, scale: str, seed: int, in_place: bool) -> None:
         ) from error
     if in_place:
         _write_back(path, original, executed)
+
+
+@contextmanager
+def _headless() -> Iterator[None]:
+    """Kernels started meanwhile, which inherit this process's environment, know of no reader."""
+    before = os.environ.get(HEADLESS)
+    os.environ[HEADLESS] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(HEADLESS)
+        if before is not None:
+            os.environ[HEADLESS] = before
 
 
 def without_exercises(notebook: NotebookNode) -> NotebookNode:

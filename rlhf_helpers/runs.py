@@ -5,7 +5,8 @@
     runs/<scale>/results.json                      notebook name -> its numbers
 
 All of it is anchored at the project's root, not at the working directory: a notebook finds what an
-earlier one wrote, however it was started. The environment variable RLHF_RUNS moves `runs/`.
+earlier one wrote, however it was started. The environment variable RLHF_RUNS moves `runs/`;
+RLHF_HEADLESS=1 says that nobody sits in front of the notebooks.
 """
 
 import json
@@ -16,6 +17,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+HEADLESS = "RLHF_HEADLESS"
 PACKAGE = Path(__file__).resolve().parent
 
 
@@ -37,6 +39,11 @@ def runs_dir() -> Path:
     """The folder of all runs: RLHF_RUNS where it is set, else `runs/` in the project's root."""
     moved = os.environ.get("RLHF_RUNS")
     return Path(moved).expanduser().resolve() if moved else project_root() / "runs"
+
+
+def is_headless() -> bool:
+    """Whether a notebook runs without a front end: RLHF_HEADLESS is 1, as the course sets it."""
+    return os.environ.get(HEADLESS) == "1"
 
 
 def stage_dir(

@@ -100,27 +100,27 @@ def format_response(output_text: str) -> str:
 
 def read_preferences(path: StrPath) -> list[Preference]:
     """Read pairs of answers with the better one marked; raise `DataError` on a bad record."""
-    return _read(path, check_preference)
+    return read_records(path, check_preference)
 
 
 def read_prompts(path: StrPath) -> list[Prompt]:
     """Read prompts; raise `DataError` on a bad record."""
-    return _read(path, check_prompt)
+    return read_records(path, check_prompt)
 
 
 def read_demonstrations(path: StrPath) -> list[Demonstration]:
     """Read prompts with the answers to imitate; raise `DataError` on a bad record."""
-    return _read(path, check_demonstration)
+    return read_records(path, check_demonstration)
 
 
 def read_rankings(path: StrPath) -> list[Ranking]:
     """Read prompts with K ranked answers; raise `DataError` on a bad record."""
-    return _read(path, check_ranking)
+    return read_records(path, check_ranking)
 
 
 def read_predictions(path: StrPath) -> list[Prediction]:
     """Read prompts with a model's answers; raise `DataError` on a bad record."""
-    return _read(path, check_prediction)
+    return read_records(path, check_prediction)
 
 
 def read_comparisons(path: StrPath) -> list[Preference] | list[Ranking]:
@@ -131,12 +131,12 @@ def read_comparisons(path: StrPath) -> list[Preference] | list[Ranking]:
         kind.append(check_ranking if "candidates" in record else check_preference)
         kind[0](record)
 
-    return _read(path, check)
+    return read_records(path, check)
 
 
 def read_texts(path: StrPath) -> list[Document]:
     """Read documents for pretraining; raise `DataError` on a bad record."""
-    return _read(path, check_document)
+    return read_records(path, check_document)
 
 
 def write_jsonl(path: StrPath, records: Iterable[Mapping[str, Any]]) -> None:
@@ -146,7 +146,7 @@ def write_jsonl(path: StrPath, records: Iterable[Mapping[str, Any]]) -> None:
     (NaN, lone surrogates), in which case an older file stays as it was.
     """
     path = Path(path)
-    content = b"".join(_encode(record) + b"\n" for record in records)
+    content = b"".join(encode(record) + b"\n" for record in records)
     # In the same folder, since a rename across file systems is not atomic.
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -181,14 +181,12 @@ def check_preference(record: Record) -> None:
     _check_annotator(record)
     margin = record.get("margin", 0.0)
     if type(margin) not in (int, float) or margin < 0:
-        raise DataError(
-            f"`margin` is {_shown(margin)}. Write a number, 0 or more, or leave it out."
-        )
-    choice = _field(record, "choice")
+        raise DataError(f"`margin` is {shown(margin)}. Write a number, 0 or more, or leave it out.")
+    choice = required(record, "choice")
     # Not `choice in (0, 1)` alone: in Python, True == 1 == 1.0.
     if type(choice) is not int or choice not in (0, 1):
         raise DataError(
-            f"`choice` is {_shown(choice)}. Write 0 if candidate_0 is better, 1 if candidate_1 is."
+            f"`choice` is {shown(choice)}. Write 0 if candidate_0 is better, 1 if candidate_1 is."
         )
     if record["candidate_0"].strip() == record["candidate_1"].strip():
         raise DataError(
@@ -211,14 +209,14 @@ def check_ranking(record: Record) -> None:
     """Raise `DataError` unless the record is a `Ranking`."""
     _check_texts(record, "input_text")
     _check_annotator(record)
-    candidates = _field(record, "candidates")
+    candidates = required(record, "candidates")
     if not isinstance(candidates, list) or len(candidates) < 2:
         raise DataError(
-            f"`candidates` is {_shown(candidates)}. Write a list of at least two answers."
+            f"`candidates` is {shown(candidates)}. Write a list of at least two answers."
         )
     for index, candidate in enumerate(candidates):
         _check_text(f"candidates[{index}]", candidate)
-    ranking = _field(record, "ranking")
+    ranking = required(record, "ranking")
     groups = ranking if isinstance(ranking, list) else []
     groups = [group if isinstance(group, list) else [group] for group in groups]
     indices = [index for group in groups for index in group]
@@ -228,19 +226,19 @@ def check_ranking(record: Record) -> None:
         or sorted(indices) != list(range(len(candidates)))
     ):
         raise DataError(
-            f"`ranking` is {_shown(ranking)}. Name each of 0 to {len(candidates) - 1} once, best "
+            f"`ranking` is {shown(ranking)}. Name each of 0 to {len(candidates) - 1} once, best "
             "first; a list inside is a tie, as in [2, [0, 3], 1]."
         )
 
 
 def check_prediction(record: Record) -> None:
     """Raise `DataError` unless the record is a `Prediction`; a model may have answered nothing."""
-    _check_text("prediction", _field(record, "prediction"), may_be_empty=True)
-    inputs = _field(record, "inputs")
+    _check_text("prediction", required(record, "prediction"), may_be_empty=True)
+    inputs = required(record, "inputs")
     prompt = inputs.get("inputs_pretokenized") if isinstance(inputs, dict) else None
     if not isinstance(prompt, str) or not prompt.strip():
         raise DataError(
-            f"`inputs` is {_shown(inputs)}. Write an object that holds the prompt as text: "
+            f"`inputs` is {shown(inputs)}. Write an object that holds the prompt as text: "
             '{"inputs_pretokenized": …}.'
         )
 
@@ -250,7 +248,8 @@ def check_document(record: Record) -> None:
     _check_texts(record, "text")
 
 
-def _read(path: StrPath, check: Callable[[Record], None]) -> list[Any]:
+def read_records(path: StrPath, check: Callable[[Record], None]) -> list[Any]:
+    """Read records; where `check` raises `DataError`, file and line are put in front of it."""
     records = []
     content = _read_bytes(path).removeprefix(codecs.BOM_UTF8)
     # Not str.splitlines, which also breaks at U+2028, U+2029 and U+0085 inside a text.
@@ -290,7 +289,7 @@ def _parse(line: bytes) -> Record:
         )
     try:
         record = json.loads(line.decode("utf-8"))
-        _encode(record)
+        encode(record)
     except UnicodeDecodeError as error:
         problem = f"not UTF-8 (byte {error.start + 1} of the line). Save the file as UTF-8."
     except UnicodeEncodeError:
@@ -305,15 +304,17 @@ def _parse(line: bytes) -> Record:
     else:
         if isinstance(record, dict):
             return record
-        problem = f"{_shown(record)} is not a JSON object. Write one {{...}} a line."
+        problem = f"{shown(record)} is not a JSON object. Write one {{...}} a line."
     raise DataError(problem)
 
 
-def _encode(record: Any) -> bytes:
+def encode(record: Any) -> bytes:
+    """Return the record as JSON; raises `ValueError` for what is not JSON or not UTF-8."""
     return json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8")
 
 
-def _field(record: Record, name: str) -> Any:
+def required(record: Record, name: str) -> Any:
+    """Return a field's value; raise `DataError`, naming the fields found, if it is missing."""
     if name not in record:
         found = ", ".join(record) or "none"
         raise DataError(f"the field `{name}` is missing. Add it or rename one (found: {found}).")
@@ -322,12 +323,12 @@ def _field(record: Record, name: str) -> Any:
 
 def _check_texts(record: Record, *names: str) -> None:
     for name in names:
-        _check_text(name, _field(record, name))
+        _check_text(name, required(record, name))
 
 
 def _check_text(name: str, value: Any, may_be_empty: bool = False) -> None:
     if not isinstance(value, str):
-        raise DataError(f"`{name}` is {_shown(value)}. Write a text in quotation marks.")
+        raise DataError(f"`{name}` is {shown(value)}. Write a text in quotation marks.")
     if not value.strip() and not may_be_empty:
         raise DataError(f"`{name}` is empty. Fill it or delete this line.")
 
@@ -337,6 +338,7 @@ def _check_annotator(record: Record) -> None:
         _check_text("annotator", record["annotator"])
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return a value as an error message shows it: as JSON, not too long."""
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:60] + "..."

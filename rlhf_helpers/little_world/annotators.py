@@ -12,6 +12,7 @@ Bradley and Terry (1952).
 import math
 import random
 import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise, product
@@ -19,6 +20,7 @@ from itertools import pairwise, product
 from rlhf_helpers.little_world import phrases
 from rlhf_helpers.little_world.grammar import (
     SLOTS,
+    SUMMARY_MARK,
     Facts,
     find_facts,
     find_post,
@@ -28,6 +30,7 @@ from rlhf_helpers.little_world.grammar import (
 
 WORD_BUDGET = 24
 TEMPERATURE = 0.5
+CLOSE = 0.25  # `judge` calls utilities that differ by less a tie
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,36 @@ def choose(utilities: tuple[float, float], rng: random.Random) -> int:
     """A noisy choice between two candidates of these utilities, 0 or 1 (Bradley-Terry)."""
     gap = (utilities[1] - utilities[0]) / TEMPERATURE
     return int(rng.random() < 1 / (1 + math.exp(-max(-50.0, min(50.0, gap)))))
+
+
+def gold_scores(texts: list[str]) -> list[float]:
+    """`gold` of posts that each go on with a summary, as a reward model is given them.
+
+    Raises ValueError if a text has no `[summary]:` or no post.
+    """
+    return [gold(text, text[text.rindex(SUMMARY_MARK) + len(SUMMARY_MARK) :]) for text in texts]
+
+
+def judge(
+    pairs: Iterable[Mapping[str, str]], annotator: Annotator, rng: random.Random
+) -> Iterator[dict]:
+    """Judgements (see `judgements`) of pairs of summaries by rule, in place of a person's.
+
+    Noisy as `choose` is, with a tie where the annotator sees hardly a difference.
+    """
+    for pair in pairs:
+        post, candidates = pair["input_text"], (pair["candidate_0"], pair["candidate_1"])
+        measured = [measure(read_post(post), text, find_post(post)) for text in candidates]
+        utilities = (annotator.utility(measured[0]), annotator.utility(measured[1]))
+        tie = abs(utilities[0] - utilities[1]) < CLOSE
+        yield {
+            "input_text": post,
+            "candidate_0": candidates[0],
+            "candidate_1": candidates[1],
+            "shown_first": rng.randrange(2),
+            "annotator": annotator.name,
+            "choice": None if tie else choose(utilities, rng),
+        }
 
 
 # ---- rambling ------------------------------------------------------------------------------

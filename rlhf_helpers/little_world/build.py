@@ -2,7 +2,7 @@
 
 What the grammar alone decides (demonstrations, prompts, pretraining documents) comes out bit for
 bit the same from one seed. Preferences and rankings also hold samples of the SFT model, so they
-are the same on the same kind of machine with the same versions.
+are the same on the same kind of machine with the same versions; judgements follow from preferences.
 """
 
 import math
@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from rlhf_helpers import generation
 from rlhf_helpers.little_world import base_model
-from rlhf_helpers.little_world.annotators import ANNOTATORS, TEMPERATURE, choose, measure
+from rlhf_helpers.little_world.annotators import ANNOTATORS, TEMPERATURE, choose, judge, measure
 from rlhf_helpers.little_world.grammar import Facts, as_input_text, draw_posts
 from rlhf_helpers.little_world.writers import write_summary
 from rlhf_helpers.models import load_policy, load_tokenizer
@@ -30,6 +30,7 @@ DOCUMENTS = {"train": 2000, "test": 500}
 PREFERENCES = {"train": 10_000, "validation": 1000, "test": 2000}
 RANKINGS = {"train": 2500, "test": 500}
 BY_ALL_ANNOTATORS = 500  # of the training pairs
+JUDGED = 30  # of the test pairs, by Cleo
 
 
 def _rng(name: str, split: str) -> random.Random:
@@ -81,10 +82,18 @@ def write_sampled_files(folder: Path, sft_model: Path) -> None:
         write_jsonl(folder / f"preferences_{split}.jsonl", (record for record, _ in records))
         if split == "train":
             write_jsonl(folder / "preferences_by_annotator.jsonl", _by_annotator(records))
+        if split == "test":
+            write_judgements(folder, [record for record, _ in records])
     for split, size in RANKINGS.items():
         candidates = _candidates("rankings", split, 4, sft_model)
         rankings = _progress(_rankings(candidates, split), size, f"rankings {split}")
         write_jsonl(folder / f"rankings_{split}.jsonl", rankings)
+
+
+def write_judgements(folder: Path, test_pairs: list) -> None:
+    """Write what Cleo, by rule, would say of the first test pairs in `labelling`."""
+    judged = judge(test_pairs[:JUDGED], ANNOTATORS[2], _rng("judgements", "test"))
+    write_jsonl(folder / "judgements.jsonl", judged)
 
 
 def _progress(records: Iterable, size: int, what: str) -> Iterable:

@@ -10,7 +10,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from rlhf_helpers import course
 from rlhf_helpers.course import course_notebooks, normalise, run_course, without_exercises
-from rlhf_helpers.runs import project_root, read_results
+from rlhf_helpers.runs import is_headless, project_root, read_results
 
 PARAMETERS = 'scale = "none"\nseed = 99'
 
@@ -161,7 +161,8 @@ def test_a_project_without_notebooks_is_a_failure(tmp_path, monkeypatch, capsys)
 def test_a_notebook_runs_on_this_interpreter_and_is_refreshed_in_place(tmp_path, capsys):
     source = (
         "import sys\n"
-        "from rlhf_helpers.runs import record_results\n"
+        "from rlhf_helpers.runs import is_headless, record_results\n"
+        "assert is_headless()\n"
         "print(sys.executable)\n"
         "print('noise', file=sys.stderr)\n"
         "record_results(scale, 'L1_small', {'seed': seed})\n"
@@ -176,6 +177,7 @@ def test_a_notebook_runs_on_this_interpreter_and_is_refreshed_in_place(tmp_path,
 
     assert run_course("smoke", seed=3, notebooks=[path], in_place=True) == 0
 
+    assert not is_headless()
     executed = nbformat.read(tmp_path / "runs/smoke/notebooks/L1_small.ipynb", as_version=4)
     assert executed.cells[-1].outputs[0].text.splitlines()[0] == sys.executable
     refreshed = nbformat.read(path, as_version=4)

@@ -59,7 +59,7 @@ def post_of(record: dict) -> str:
 
 def test_every_file_is_there_and_no_other():
     expected = {f"{name}_{split}.jsonl" for name, split in FILES}
-    expected.add("preferences_by_annotator.jsonl")
+    expected |= {"preferences_by_annotator.jsonl", "judgements.jsonl"}
     assert {path.name for path in FOLDER.iterdir()} == expected
 
 
