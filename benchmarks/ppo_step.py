@@ -180,25 +180,23 @@ def ratios(table: pd.DataFrame, title: str) -> str:
     return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
 
 
-def one_core(size: str) -> str:
-    """In every setting, and the floor."""
-    table = ratios(measure(list(ROWS), size=size), size)
-    floors = [floor(row, size) for row in ROWS if row.startswith("ours")]
-    return f"{table}\n\n{pd.DataFrame(floors).to_markdown(index=False)}"
-
-
 def two_cores() -> str:
     """The same matmul setting for all."""
     sizes = {size: measure(list(PLAIN), steps=5, size=size, cores=[0, 1]) for size in ("S", "M")}
     return "\n\n".join(ratios(table, size) for size, table in sizes.items())
 
 
-def floor(row: str, size: str) -> dict[str, Any]:
+def floors() -> str:
     """How much of the time of a step on one core its multiplications alone would take."""
-    found = measure([row], steps=3, size=size, floor=True).iloc[0]
+    return pd.DataFrame([floor(size) for size in ("S", "M")]).to_markdown(index=False)
+
+
+def floor(size: str) -> dict[str, Any]:
+    """Operations counted by torch, over the rate of a matrix product of the feed-forward layer."""
+    found = measure(["ours"], steps=3, size=size, floor=True).iloc[0]
     operations, rate = found["operations"] / 1e9, found["rate"] / 1e9
     return {
-        "floor": row,
+        "size": size,
         "GFLOP a step": round(operations, 1),
         "matmul, GFLOP/s": round(rate),
         "floor, seconds": round(operations / rate, 2),
@@ -296,9 +294,10 @@ def machine() -> str:
 
 
 PARTS = {
-    "S, one core": lambda: one_core("S"),
-    "M, one core": lambda: one_core("M"),
+    "S, one core": lambda: ratios(measure(list(ROWS), size="S"), "S"),
+    "M, one core": lambda: ratios(measure(list(ROWS), size="M"), "M"),
     "Two cores": two_cores,
+    "Floor": floors,
     "Variable lengths": lengths,
     "Growth": growth,
     "Learning": learning,

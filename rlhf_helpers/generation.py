@@ -10,14 +10,14 @@ so it comes from the state before that token; the first one comes from the promp
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer
 from transformers.utils import ModelOutput
+
+from rlhf_helpers.cache import roomy_cache
 
 
 @dataclass
@@ -40,44 +40,6 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> tu
 def positions(mask: Tensor) -> Tensor:
     """Position of every token (B, T) in its own text, whatever the padding in front."""
     return (mask.cumsum(1) - 1).clamp(min=0)
-
-
-class _RoomyLayer(DynamicLayer):
-    """Keys and values with room behind them, so that not every new token copies the others."""
-
-    keys: Tensor
-    values: Tensor
-    buffers: tuple[Tensor, ...] = ()  # `keys` and `values` are their front parts,
-    front: Tensor | None = None  # as long as `keys` is this tensor: rows may leave the batch
-
-    def __init__(self, room: int):
-        super().__init__()
-        self.room = room  # tokens
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Append states (B, heads, T, size) of new tokens; returns all of them."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        start, new = self.get_seq_length(), (key_states, value_states)
-        end = start + key_states.shape[-2]
-        if self.keys is self.front and end <= self.buffers[0].shape[-2]:
-            for buffer, states in zip(self.buffers, new, strict=True):
-                buffer[:, :, start:end] = states
-        else:
-            pairs = zip((self.keys, self.values), new, strict=True)
-            self.buffers = tuple(pad(torch.cat(pair, -2), (0, 0, 0, self.room)) for pair in pairs)
-        self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
-        self.front = self.keys
-        return self.keys, self.values
-
-
-def _roomy_cache(policy: PreTrainedModel, room: int) -> DynamicCache:
-    """A cache for many steps; layers of other kinds, such as sliding windows, stay as they are."""
-    cache = DynamicCache(config=policy.config)
-    cache.layers = [_RoomyLayer(room) if type(x) is DynamicLayer else x for x in cache.layers]
-    return cache
 
 
 def _prefill(
@@ -207,7 +169,7 @@ def sample(
     little.
     """
     policy.eval()
-    cache = _roomy_cache(policy, max_new_tokens)
+    cache = roomy_cache(policy)
     output = _prefill(policy, prompt_ids, prompt_mask, cache)
     if samples_per_prompt > 1:
         cache.batch_repeat_interleave(samples_per_prompt)

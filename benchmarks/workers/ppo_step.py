@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import accumulate, cycle
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -98,9 +99,16 @@ def count_operations(trainer: Any, scorer: Any, prompts: list[str], options: dic
         return
     from torch.utils.flop_counter import FlopCounterMode
 
+    from rlhf_helpers.models import attention
+
+    sides = (trainer.policy, trainer.reference, scorer.model)
+    for model in sides:
+        model.set_attn_implementation("eager")  # the counter does not know the CPU's other kernel
     with FlopCounterMode(display=False) as counter:
         rollout = trainer.rollout(prompts)
         trainer.step(rollout, scorer(rollout.texts))
+    for model in sides:
+        model.set_attn_implementation(attention())
     hidden = trainer.policy.config.hidden_size
     rows = MINI_BATCH * (options["prompt"] + options["length"])
     left, right = torch.randn(rows, hidden), torch.randn(hidden, 4 * hidden)
@@ -109,7 +117,7 @@ def count_operations(trainer: Any, scorer: Any, prompts: list[str], options: dic
         started = time.perf_counter()
         left @ right
         seconds.append(time.perf_counter() - started)
-    rate = 2 * rows * hidden * 4 * hidden / min(seconds)
+    rate = 2 * rows * hidden * 4 * hidden / median(seconds)
     notes.update(operations=counter.get_total_flops(), rate=rate)
 
 
