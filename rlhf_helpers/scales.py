@@ -101,7 +101,7 @@ class PPOConfig:
     max_new_tokens: int = 48
     missing_eos_penalty: float = 1.0  # off the score of a cut response; not where lengths are drawn
     score_clip: float | None = None  # scores beyond +- this are cut to it
-    ptx_coef: float = 0.0  # weight of the pretraining loss (PPO-ptx)
+    ptx_coef: float = 0.0  # weight of the pretraining loss (PPO-ptx), of a document a prompt
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -206,7 +206,8 @@ class PPOTrainer:
             sums += weight * stats
         update = dict(zip(UPDATE_STATS, processes.total(sums).tolist(), strict=True))
         if self.pretraining is not None:
-            ptx_loss = self.pretraining.add_gradients(len(rows), self.part)
+            documents = len(rows) // self.config.samples_per_prompt  # as many as prompts
+            ptx_loss = self.pretraining.add_gradients(documents, self.part)
             update["ptx_loss"] = processes.total(ptx_loss).item()
         processes.total_gradients(self.trained)
         norm = torch.nn.utils.clip_grad_norm_(self.trained, self.config.max_grad_norm)

@@ -264,7 +264,7 @@ def test_ptx_adds_the_gradient_of_the_language_model_loss(make_trainer, accumula
         trainer._set_gradients(rollout, *args, torch.arange(4))
         gradients.append({n: p.grad.clone() for n, p in trainer.policy.named_parameters()})
     twin = with_documents(make_trainer, model=long, ptx_coef=2.0).pretraining
-    ids, mask = twin.draw(4)
+    ids, mask = twin.draw(4 // trainer.config.samples_per_prompt)
     assert ids.shape[1] <= 512
     policy, total = twin.policy, mask[:, 1:].sum()
     for row, m in zip(ids, mask, strict=True):
