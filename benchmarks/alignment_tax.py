@@ -2,8 +2,8 @@
 
     python benchmarks/alignment_tax.py [--seeds 0 1 2]
 
-All runs start from one SFT model and one reward model. What is in `runs/tiny/summarize/seed0/` already
-is not trained again. Takes about three minutes a seed on two cores, and prints the table that
+All runs start from one SFT model and one reward model; what is in `runs/tiny/summarize/seed0/` is
+not trained again. Takes about three minutes a seed on two cores, and prints the table that
 `benchmarks/alignment_tax.md` keeps: 512 test prompts, 500 held-out pretraining documents.
 """
 
