@@ -31,7 +31,7 @@ def write_scalars(folder, tag: str, values, first_step: int = 0, **options) -> N
 
 
 def write_tensors(folder, summaries: list[Summary]) -> None:
-    writer = EventFileWriter(str(folder))
+    writer = EventFileWriter(str(folder), max_queue_size=len(summaries))
     for step, summary in enumerate(summaries):
         writer.add_event(Event(step=step, wall_time=2000.0 + step, summary=summary))
     writer.close()
@@ -81,13 +81,13 @@ def test_what_is_no_scalar_is_left_out(tmp_path):
 
 @pytest.mark.parametrize("kind", ["scalar", "tensor"])
 def test_no_point_of_thousands_is_dropped(tmp_path, kind):
-    values = np.arange(12_000.0)
+    values = np.arange(3_000.0)  # the library keeps 500 of a tag unless told otherwise
     if kind == "scalar":
-        write_scalars(tmp_path, "reward", values, max_queue=1000)
+        write_scalars(tmp_path, "reward", values, max_queue=len(values))
     else:
         write_tensors(tmp_path, [bare_tensor("reward", value) for value in values])
     table = read_tensorboard(tmp_path)
-    assert table["step"].tolist() == list(range(12_000))
+    assert table["step"].tolist() == list(range(3_000))
     assert table["value"].tolist() == values.tolist()
 
 
