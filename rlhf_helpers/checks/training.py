@@ -111,6 +111,42 @@ def bradley_terry_loss(answer: Any) -> Feedback:
     )
 
 
+def kwise_loss(answer: Any) -> Feedback:
+    """`answer(scores, ranking)` -> the mean over all pairs of one ranking, a scalar.
+
+    `scores` (K,) of the candidates, `ranking` their numbers, best first, no ties.
+    """
+    scores, ranking = torch.tensor([0.5, -1.0, 2.0, 1.0]), [2, 0, 3, 1]
+
+    def losses(ordered: Tensor) -> Tensor:
+        better, worse = torch.combinations(ordered).T
+        return -logsigmoid(better - worse)
+
+    return try_function(
+        answer,
+        lambda scores, ranking: reward_model.kwise_loss([scores], [ranking]),
+        [(scores, ranking), (scores[:2], [1, 0]), (scores[:3], [0, 1, 2])],
+        {
+            "Divide by the number of pairs, or long rankings count more than short ones.": (
+                lambda scores, ranking: losses(scores[ranking]).sum()
+            ),
+            "Not only neighbours: the best answer beats the last one too.": (
+                lambda scores, ranking: reward_model.pairwise_loss(
+                    scores[ranking][:-1], scores[ranking][1:]
+                )
+            ),
+            "`ranking` holds the numbers of the candidates: best first is scores[ranking].": (
+                lambda scores, ranking: losses(scores).mean()
+            ),
+            "The better answer of a pair should score higher: better - worse.": (
+                lambda scores, ranking: losses(scores[ranking].flip(0)).mean()
+            ),
+        },
+        "Right: with K = 2 it is the loss of exercise 1.",
+        "torch.combinations(scores[ranking]) gives all pairs, the better one first.",
+    )
+
+
 def score_gap(answer: Any) -> Feedback:
     """`answer`: the difference in score at which 9 of 10 prefer the better one: 2.2."""
     return try_number(

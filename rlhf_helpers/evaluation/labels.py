@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from scipy.optimize import minimize
+from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit
 
 from rlhf_helpers import reward_model as stage
@@ -56,13 +56,30 @@ def cross_fit(config: RewardConfig, records: Sequence[Preference], folds: int = 
     return gaps
 
 
-def flip_rate(gaps: np.ndarray) -> float:
+def flip_rate(gaps: np.ndarray, trusted: np.ndarray | None = None) -> float:
     """The share of labels turned round at random, by maximum likelihood.
 
-    `gaps` (N,) are `cross_fit`'s: negative where the model disagrees with the label. The model of
-    a label: P(right) = f + (1 - 2 f) sigmoid(a gap). The flip rate f is the share that disagrees
-    however large the gap, a the sharpness of the other choices.
+    `gaps` (N,) are chosen minus rejected score by a model that has not seen the labels, as
+    `cross_fit` gives them: negative where the model disagrees. The model of a label: P(right) =
+    f + (1 - 2 f) sigmoid(a gap). The flip rate f is the share that disagrees however large the gap,
+    a the sharpness of the other choices.
+
+    With `trusted`, the same model's gaps for labels believed good, f and a are fitted to those, and
+    f is the model's own: how often it is sure and wrong. Then the flips of `gaps` come on top.
     """
+    own, sharpness = _fit_labels(gaps if trusted is None else trusted)
+    if trusted is None:
+        return own
+    right = own + (1 - 2 * own) * expit(sharpness * gaps)
+
+    def negative_log_likelihood(rate: float) -> float:
+        return -np.log(rate + (1 - 2 * rate) * right).mean()
+
+    return float(minimize_scalar(negative_log_likelihood, bounds=(0, 0.5), method="bounded").x)
+
+
+def _fit_labels(gaps: np.ndarray) -> tuple[float, float]:
+    """The flip rate and the sharpness that make these labels likeliest."""
 
     def negative_log_likelihood(parameters: np.ndarray) -> float:
         rate, sharpness = 0.5 * expit(parameters[0]), np.exp(parameters[1])
@@ -70,7 +87,7 @@ def flip_rate(gaps: np.ndarray) -> float:
 
     scale = 1 / max(float(np.abs(gaps).mean()), 1e-12)
     best = minimize(negative_log_likelihood, [-1.0, np.log(scale)], method="Nelder-Mead")
-    return float(0.5 * expit(best.x[0]))
+    return float(0.5 * expit(best.x[0])), float(np.exp(best.x[1]))
 
 
 def most_suspect(gaps: np.ndarray, count: int) -> np.ndarray:

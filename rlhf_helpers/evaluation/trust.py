@@ -164,7 +164,10 @@ def _faults(record: Preference, gap: float) -> dict[str, bool]:
 
 
 def annotator_agreement(records: Sequence[Preference]) -> pd.DataFrame:
-    """How often two annotators choose alike on the same pair: the ceiling of any model's accuracy.
+    """How often two annotators choose alike on the same pair, which bounds any model's accuracy.
+
+    If labels are right with probability p, two are alike with p^2 + (1 - p)^2 = `agreement`, and
+    not even the truth agrees with the labels more often than p.
 
     A row for every two annotators and one for `all`: `pairs`, `agreement` with its 95% interval,
     and Cohen's `kappa`, which is 0 for chance. Raises ValueError if no pair has two annotators.

@@ -64,10 +64,29 @@ def test_l6_sft_learns_the_task_and_the_habit(results):
 def test_l7_reward_model_orders_held_out_pairs(results):
     l7 = results["L7_local_reward_model"]
     assert l7["test_pairs"] == 2000
-    assert l7["accuracy_gold"] >= 0.77
+    assert l7["accuracy_gold"] >= 0.79
     assert l7["accuracy_clear"] >= 0.82
     assert l7["accuracy_noisy"] >= 0.69
     assert 0.87 <= l7["label_agreement"] <= 0.91
+    assert l7["accuracy_noisy"] < l7["accuracy_ceiling"]
+    assert l7["accuracy_ceiling"] == pytest.approx(l7["label_agreement"], abs=0.03)
+    assert l7["calibration_error"] <= 0.07
+    assert l7["length_bias"] <= -0.15, "it likes brevity better than the annotators do"
+
+
+def test_l7_more_labels_help_and_wrong_ones_are_found(results):
+    l7 = results["L7_local_reward_model"]
+    assert l7["accuracy_fewest_pairs"] <= l7["accuracy_some_pairs"] - 0.03
+    assert l7["accuracy_some_pairs"] <= l7["accuracy_gold"]
+    assert l7["accuracy_by_scores"] >= l7["accuracy_fewest_pairs"]
+    assert l7["noise_estimate"] == pytest.approx(0.2, abs=0.05)
+    assert l7["noise_auc"] >= 0.75
+
+
+def test_l7_the_score_can_be_fooled(results):
+    l7 = results["L7_local_reward_model"]
+    assert l7["exploit_score"] >= 0.8, "in deviations of what the SFT model writes, about 0"
+    assert l7["exploit_gold"] <= 0
 
 
 def test_l8_ppo_raises_held_out_gold(results):

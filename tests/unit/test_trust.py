@@ -237,6 +237,17 @@ def test_the_flip_rate_is_found_beside_the_noise_of_bradley_and_terry(share, sha
         assert flipped[worst].mean() > 2 * share
 
 
+def test_what_a_model_gets_wrong_itself_is_not_put_down_to_the_labels():
+    rng = np.random.default_rng(2)
+    gaps, choices = drawn()
+    gaps = np.where(choices, gaps, -gaps)
+    gaps = np.where(rng.random(len(gaps)) < 0.1, -gaps, gaps)  # the model is wrong, however sure
+    flipped = np.where(rng.random(len(gaps)) < 0.2, -gaps, gaps)
+    assert labels.flip_rate(flipped[:10_000]) > 0.23
+    assert labels.flip_rate(flipped[:10_000], gaps[10_000:]) == pytest.approx(0.2, abs=0.02)
+    assert labels.flip_rate(gaps[:10_000], gaps[10_000:]) < 0.02
+
+
 def test_labels_are_judged_by_models_that_have_not_seen_them(tmp_path):
     records, flipped = labels.flip_labels(toy(60), 0.1)
     settings = config(tmp_path, records)
