@@ -106,10 +106,3 @@ def test_l8_reward_is_hacked_without_a_price_on_kl_and_kl_coef_cures_it(results)
     assert l8["hacked_reward_gain_sd"] >= 0.8
     assert l8["hacked_gold"] <= l8["gold_sft"] - 1.5
     assert l8["cured_gold"] > l8["gold_sft"]
-
-
-def test_l8_some_pretraining_lowers_the_alignment_tax(results):
-    l8 = results["L8_local_ppo"]
-    assert l8["perplexity_sft"] < l8["perplexity_ppo"]
-    assert l8["perplexity_ptx"] < l8["perplexity_ppo"]
-    assert l8["gold_ptx"] >= l8["gold_sft"] + 0.8
