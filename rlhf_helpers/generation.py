@@ -10,9 +10,11 @@ so it comes from the state before that token; the first one comes from the promp
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
@@ -92,15 +94,45 @@ def forward_responses(
     return output.logits, output.hidden_states[-1]
 
 
-def log_softmax(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Log-probs (..., V) of all words in float32; for 1, no pass over them is spent on dividing."""
-    logits = logits.float() if temperature == 1.0 else logits.float() / temperature
-    return torch.log_softmax(logits, dim=-1)
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    """Logits in float32; for temperature 1, no pass over them is spent on dividing."""
+    return logits.float() if temperature == 1.0 else logits.float() / temperature
 
 
 def token_logprobs(logits: Tensor, response_ids: Tensor, temperature: float = 1.0) -> Tensor:
     """Log-probs (B, R) of the response tokens under logits (B, R, V) at a temperature."""
-    return log_softmax(logits, temperature).gather(-1, response_ids.unsqueeze(-1)).squeeze(-1)
+    words = torch.log_softmax(_scaled(logits, temperature), dim=-1)
+    return words.gather(-1, response_ids.unsqueeze(-1)).squeeze(-1)
+
+
+class _LogprobsAndEntropy(torch.autograd.Function):
+    """The gradient takes the place of the saved log-probs of all words.
+
+    Autograd would make two more tensors of the logits' size, the largest of a training step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        words = torch.log_softmax(logits, dim=-1)
+        entropy = torch.stack([-torch.linalg.vecdot(row.exp(), row) for row in words])
+        ctx.save_for_backward(words, ids)
+        ctx.mark_non_differentiable(entropy)
+        return words.gather(-1, ids), entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None]:
+        words, ids = ctx.saved_tensors
+        return words.exp_().mul_(-gradient).scatter_add_(-1, ids, gradient), None
+
+
+def logprobs_and_entropy(
+    logits: Tensor, response_ids: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """`token_logprobs`, and the policy's entropy (B, R) at each token, nats, without a gradient."""
+    logits, ids = _scaled(logits, temperature), response_ids.unsqueeze(-1)
+    logprobs, entropy = _LogprobsAndEntropy.apply(logits, ids)
+    return logprobs.squeeze(-1), entropy
 
 
 @torch.no_grad()
@@ -185,7 +217,7 @@ def sample(
     ended = torch.zeros(size[0], dtype=torch.bool, device=device)
     rows = torch.arange(size[0], device=device)  # which responses the batch still holds
     for step in range(max_new_tokens):
-        scores = log_softmax(logits[:, -1], temperature or 1.0)
+        scores = torch.log_softmax(_scaled(logits[:, -1], temperature or 1.0), dim=-1)
         token = _draw(scores.exp(), generator) if temperature else scores.argmax(-1, keepdim=True)
         ids[rows, step] = token[:, 0]
         logprobs[rows, step] = scores.gather(1, token)[:, 0]
@@ -229,7 +261,7 @@ def decode(tokenizer: PreTrainedTokenizerBase, samples: Samples) -> list[str]:
 
 @dataclass
 class Responses:
-    """One response to each of many prompts."""
+    """Responses to many prompts, those of a prompt side by side."""
 
     texts: list[str]  # as they stand after the prompt, with the blank in front
     ended: list[bool]
@@ -245,21 +277,23 @@ def respond(
     *,
     max_new_tokens: int,
     temperature: float = 1.0,
+    samples_per_prompt: int = 1,
     seed: int = 0,
     reference: PreTrainedModel | None = None,
     batch_size: int = 128,
 ) -> Responses:
-    """Respond once to each formatted prompt, in batches; temperature 0 is greedy.
+    """Respond to each formatted prompt, in batches of responses; temperature 0 is greedy.
 
     With a reference, the mean of `log_ratios` at temperature 1 estimates KL(policy || reference).
     """
     generator, found = seeded(policy, seed), Responses([], [], [], [])
-    for start in range(0, len(prompts), batch_size):
-        encoded = encode_prompts(tokenizer, prompts[start : start + batch_size])
+    at_once = max(1, batch_size // samples_per_prompt)
+    for start in range(0, len(prompts), at_once):
+        encoded = encode_prompts(tokenizer, prompts[start : start + at_once])
         ids, mask = (x.to(policy.device) for x in encoded)
         samples = sample(
-            policy, tokenizer, ids, mask,
-            max_new_tokens=max_new_tokens, temperature=temperature, generator=generator,
+            policy, tokenizer, ids, mask, max_new_tokens=max_new_tokens, temperature=temperature,
+            samples_per_prompt=samples_per_prompt, generator=generator,
         )  # fmt: skip
         found.texts += decode(tokenizer, samples)
         found.ended += samples.ended.tolist()

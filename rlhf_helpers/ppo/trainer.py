@@ -232,9 +232,10 @@ class PPOTrainer:
         )  # fmt: skip
         batch = (rollout.prompt_ids[prompts, first:], rollout.prompt_mask[prompts, first:],
                  response_ids, mask)  # fmt: skip
-        words, hidden = generation.forward_responses(self.policy, *batch)
-        words = generation.log_softmax(words, config.temperature)  # logits are large: not both
-        logprobs = words.gather(-1, response_ids.unsqueeze(-1)).squeeze(-1)
+        logits, hidden = generation.forward_responses(self.policy, *batch)
+        logprobs, entropy = generation.logprobs_and_entropy(
+            logits, response_ids, config.temperature
+        )
         values = self._values(hidden, *batch)
 
         pg_loss, clip_fraction = policy_loss(
@@ -242,9 +243,10 @@ class PPOTrainer:
         )
         vf_loss, _ = value_loss(values, old_values, returns, mask, config.cliprange_value)
         with torch.no_grad():
-            entropy = masked_mean(-torch.linalg.vecdot(words.exp(), words), mask)
             approx_kl = masked_mean(kl_penalty(old_logprobs, logprobs), mask)
-            stats = torch.stack([pg_loss, vf_loss, entropy, clip_fraction, approx_kl])
+            stats = torch.stack(
+                [pg_loss, vf_loss, masked_mean(entropy, mask), clip_fraction, approx_kl]
+            )
         return pg_loss + config.vf_coef * vf_loss, stats
 
     def _too_far(self, approx_kl: float) -> bool:

@@ -12,6 +12,7 @@ from rlhf_helpers.generation import (
     Samples,
     encode_prompts,
     forward_responses,
+    logprobs_and_entropy,
     respond,
     response_logprobs,
     sample,
@@ -318,6 +319,25 @@ def test_the_order_of_the_batch_changes_nothing(make_model, tokenizer, kind):
     close(shuffled[mask[order]], logits[order][mask[order]])
 
 
+def test_gradients_of_logprobs_are_those_of_autograd():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 5, 11, generator=generator) * 4
+    ids = torch.randint(11, (3, 5), generator=generator)
+    weights = torch.randn(3, 5, generator=generator)
+    own, expected = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+
+    logprobs, entropy = logprobs_and_entropy(own, ids, 0.7)
+    (weights * logprobs).sum().backward()
+    reference = token_logprobs(expected, ids, 0.7)
+    (weights * reference).sum().backward()
+
+    close(logprobs, reference)
+    close(own.grad, expected.grad)
+    distribution = torch.distributions.Categorical(logits=logits / 0.7)
+    close(entropy, distribution.entropy())
+    assert not entropy.requires_grad
+
+
 # ---- respond -------------------------------------------------------------------------------
 
 
@@ -330,6 +350,15 @@ def test_respond_gives_the_same_greedy_answers_in_batches_of_any_size(make_model
     assert whole == single
     assert len(whole.texts) == len(whole.ended) == len(whole.lengths) == len(PROMPTS)
     assert whole.log_ratios == []
+
+
+def test_several_responses_to_a_prompt_stand_side_by_side(make_model, tokenizer):
+    policy = make_model("opt")
+    several = {"samples_per_prompt": 2, "batch_size": 4, "reference": policy}
+    found = respond(policy, tokenizer, PROMPTS, max_new_tokens=10, **several)
+    _, _, samples = draw(policy, tokenizer, PROMPTS[:2], samples_per_prompt=2)
+    assert found.texts[:4] == generation.decode(tokenizer, samples)
+    assert len(found.texts) == len(found.log_ratios) == 2 * len(PROMPTS)
 
 
 def test_log_ratios_are_the_summed_differences_to_the_reference(make_model, tokenizer):
