@@ -19,7 +19,7 @@ from rlhf_helpers.evaluation import evaluate_policy, perplexity
 from rlhf_helpers.scales import Scale
 from rlhf_helpers.training import train_missing
 
-PTX_COEF = 0.5
+PTX_COEF = 0.5  # as in L8
 KEYS = ("reward", "gold", "kl", "perplexity")
 
 

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import venv
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -257,8 +258,9 @@ def learning(seeds: int = 5, steps: int = 40) -> str:
                 Side(Path(folder), name, lr=1e-3, seed=seed, rule=True, cores=[core])
                 for core, name in enumerate(sides)
             ]
-            for side in running:
-                history = [side.step() for _ in range(steps)]
+            with ThreadPoolExecutor() as pool:  # each on a core of its own
+                histories = pool.map(lambda side: [side.step() for _ in range(steps)], running)
+            for side, history in zip(running, histories, strict=True):
                 reached = [i for i, row in enumerate(history) if row["score"] >= 4]
                 there = history[reached[0]] if reached else history[-1]
                 lines.append(

@@ -205,11 +205,13 @@ def _train(options: argparse.Namespace) -> None:
     config = scales.Scale(options.scale, options.task, options.seed).config(
         options.stage, **changes
     )
+    from rlhf_helpers import processes
     from rlhf_helpers.training import train_stage
 
     result = train_stage(options.stage, config, options.resume)
-    _print_table(result.metrics)
-    print(f"\nmodel, metrics.json and logs: {result.output_dir}")
+    if processes.rank() == 0:
+        _print_table(result.metrics)
+        print(f"\nmodel, metrics.json and logs: {result.output_dir}")
 
 
 def _add_evaluate(commands: argparse._SubParsersAction) -> None:

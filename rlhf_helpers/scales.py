@@ -226,4 +226,4 @@ class Scale:
 
 
 # PPO settings that push hard enough to show reward hacking at `tiny`; its cure is `kl_coef` alone.
-HACKING = {"kl_coef": 0.0, "learning_rate": 3e-4, "steps": 60}
+HACKING = {"kl_coef": 0.0, "learning_rate": 4e-4, "steps": 40}

@@ -12,7 +12,7 @@ Bradley and Terry (1952).
 import math
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise, product
@@ -95,6 +95,23 @@ def choose(utilities: tuple[float, float], rng: random.Random) -> int:
     """A noisy choice between two candidates of these utilities, 0 or 1 (Bradley-Terry)."""
     gap = (utilities[1] - utilities[0]) / TEMPERATURE
     return int(rng.random() < 1 / (1 + math.exp(-max(-50.0, min(50.0, gap)))))
+
+
+def rank(
+    input_text: str, candidates: Sequence[str], annotator: Annotator, rng: random.Random
+) -> list[int]:
+    """The candidates' numbers from best to worst, as noisy as `choose`.
+
+    Gumbel noise on the utilities makes every pair of the ranking a Bradley-Terry choice
+    (Plackett-Luce). Raises ValueError if `input_text` holds no post.
+    """
+    facts, post = read_post(input_text), find_post(input_text)
+    noisy = [
+        annotator.utility(measure(facts, text, post)) / TEMPERATURE
+        - math.log(-math.log(rng.random()))
+        for text in candidates
+    ]
+    return sorted(range(len(candidates)), key=lambda i: -noisy[i])
 
 
 def gold_scores(texts: list[str]) -> list[float]:

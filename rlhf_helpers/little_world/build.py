@@ -5,7 +5,6 @@ bit the same from one seed. Preferences and rankings also hold samples of the SF
 are the same on the same kind of machine with the same versions; judgements follow from preferences.
 """
 
-import math
 import random
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -15,7 +14,7 @@ from tqdm.auto import tqdm
 
 from rlhf_helpers import generation
 from rlhf_helpers.little_world import base_model
-from rlhf_helpers.little_world.annotators import ANNOTATORS, TEMPERATURE, choose, judge, measure
+from rlhf_helpers.little_world.annotators import ANNOTATORS, choose, judge, measure, rank
 from rlhf_helpers.little_world.grammar import Facts, as_input_text, draw_posts
 from rlhf_helpers.little_world.writers import write_summary
 from rlhf_helpers.models import load_policy, load_tokenizer
@@ -157,22 +156,13 @@ def _by_annotator(records: list[tuple[dict, list[dict]]]) -> Iterator[dict]:
 
 
 def _rankings(candidates: Iterable[tuple[Facts, str, list[str]]], split: str) -> Iterator[dict]:
-    """Each set of candidates ranked by one annotator.
-
-    Utilities get Gumbel noise, which makes every pair of the ranking a Bradley-Terry choice
-    (Plackett-Luce).
-    """
+    """Each set of candidates ranked by one annotator."""
     rng = _rng("orders", split)
-    for facts, post, texts in candidates:
-        annotator = rng.choice(ANNOTATORS)
-        noisy = [
-            annotator.utility(measure(facts, text, post)) / TEMPERATURE
-            - math.log(-math.log(rng.random()))
-            for text in texts
-        ]
+    for _, post, texts in candidates:
+        annotator, input_text = rng.choice(ANNOTATORS), as_input_text(post)
         yield {
-            "input_text": as_input_text(post),
+            "input_text": input_text,
             "candidates": texts,
-            "ranking": sorted(range(len(texts)), key=lambda i: -noisy[i]),
+            "ranking": rank(input_text, texts, annotator, rng),
             "annotator": annotator.name,
         }

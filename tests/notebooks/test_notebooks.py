@@ -53,6 +53,12 @@ def test_l4_the_tuned_model_wins(results):
         assert 0.69 <= l4[name] <= 0.9
 
 
+def test_l4_a_second_round_on_fresh_preferences_raises_gold_again(results):
+    l4 = results["L4_evaluate_model"]
+    assert l4["accuracy_round_2"] >= l4["accuracy_round_1"] + 0.02
+    assert l4["gold_gain_round_2"] > l4["gold_gain_round_2_margin"] > 0
+
+
 def test_l6_sft_learns_the_task_and_the_habit(results):
     l6 = results["L6_local_sft"]
     assert l6["gold_sampled"] >= 1.2
@@ -106,3 +112,20 @@ def test_l8_reward_is_hacked_without_a_price_on_kl_and_kl_coef_cures_it(results)
     assert l8["hacked_reward_gain_sd"] >= 0.8
     assert l8["hacked_gold"] <= l8["gold_sft"] - 1.5
     assert l8["cured_gold"] > l8["gold_sft"]
+
+
+def test_l8_the_truth_turns_while_the_proxy_rises(results):
+    l8 = results["L8_local_ppo"]
+    assert l8["gold_at_turn"] >= l8["gold_sft"] + 0.5
+    assert l8["gold_at_turn"] >= l8["hacked_gold"] + 2
+    assert 0 < l8["kl_at_turn"] <= 5
+    # In deviations of the SFT model's answers, best of 64:
+    assert l8["best_of_64_proxy"] > l8["best_of_64_gold"] > 0.3
+    assert l8["best_of_64_gold_little_data"] <= l8["best_of_64_gold"] - 0.1
+
+
+def test_l8_some_pretraining_lowers_the_alignment_tax(results):
+    l8 = results["L8_local_ppo"]
+    assert l8["perplexity_sft"] < l8["perplexity_ppo"]
+    assert l8["perplexity_ptx"] < l8["perplexity_ppo"]
+    assert l8["gold_ptx"] >= l8["gold_sft"] + 0.8
