@@ -66,6 +66,11 @@ class RewardConfig:
             raise ValueError(f"objective is {self.objective!r}; choose 'order' or 'scores'")
         if not 0 <= self.label_smoothing < 0.5:
             raise ValueError(f"label_smoothing is {self.label_smoothing}; choose 0 to below 0.5")
+        if self.calibration_prompts < 2:
+            raise ValueError(
+                f"calibration_prompts is {self.calibration_prompts}: scores have no deviation "
+                "with fewer than 2"
+            )
 
 
 @dataclass(kw_only=True)

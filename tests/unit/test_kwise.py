@@ -408,6 +408,8 @@ def test_settings_that_make_no_sense_are_refused(tmp_path):
         config(tmp_path, [pair], objective="rank")
     with pytest.raises(ValueError, match=r"label_smoothing is 0\.5; choose 0 to below"):
         config(tmp_path, [pair], label_smoothing=0.5)
+    with pytest.raises(ValueError, match="calibration_prompts is 1: scores have no deviation"):
+        config(tmp_path, [pair], calibration_prompts=1)
 
 
 def test_a_file_of_both_kinds_is_refused(tmp_path):
