@@ -5,7 +5,9 @@ without its exercises (cells tagged `exercise`), which wait for the reader. Exec
 in `runs/<scale>/notebooks/`; `in_place` also refreshes the notebooks themselves for committing.
 """
 
+import base64
 import copy
+import io
 import os
 import re
 import sys
@@ -20,6 +22,7 @@ import papermill
 from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
+from PIL import Image
 from traitlets.config import Config
 
 from rlhf_helpers.runs import HEADLESS, project_root, read_results, record_results, runs_dir
@@ -30,6 +33,7 @@ LARGEST_NOTEBOOK = 500_000  # bytes; larger files are not shown by code hosts
 RUN_METADATA = ("papermill", "execution", "widgets", "ExecuteTime", "collapsed", "scrolled")
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 ENCRYPTED = Config(KernelManager={"transport_encryption": "auto"})  # without, each kernel warns
+PNG = "image/png"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 PROGRESS_BAR = re.compile(r"\s*<div>(?:(?!</div>).)*<progress.*?</div>\s*", re.DOTALL)
 
@@ -188,8 +192,19 @@ def _clean_outputs(outputs: list[NotebookNode], count: int) -> list[NotebookNode
             kept[-1].text += output.text  # where a stream is cut into pieces is chance
         else:
             kept.append(output)
-    kept = [_stable(output) for output in kept]
+    kept = [_with_a_palette(_stable(output)) for output in kept]
     return [output for output in kept if output.output_type != "stream" or output.text.strip()]
+
+
+def _with_a_palette(output: NotebookNode) -> NotebookNode:
+    """Give a figure 256 colours of its own: it looks the same, in a third of the bytes."""
+    if PNG in output.get("data", {}):
+        image = Image.open(io.BytesIO(base64.b64decode(output.data[PNG])))
+        if image.mode != "P":
+            small = io.BytesIO()
+            image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "PNG")
+            output.data[PNG] = base64.b64encode(small.getvalue()).decode()
+    return output
 
 
 def _stable(node: Any) -> Any:

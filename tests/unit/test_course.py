@@ -1,12 +1,15 @@
 """The runner of the notebooks: order, skipping, failing, and normalising for committing."""
 
+import base64
 import copy
+import io
 import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
 
 from rlhf_helpers import course
 from rlhf_helpers.course import course_notebooks, normalise, run_course, without_exercises
@@ -107,11 +110,23 @@ def test_machine_paths_become_relative_and_images_stay(monkeypatch):
     monkeypatch.setattr(Path, "home", lambda: home)
     text = f"{root}/runs {root} {root}-2 file://{home}/x {home}s 7{home}"
     relative = f"./runs . {root}-2 file://~/x {home}s 7{home}"
-    image = shown(image__png=f"{home}/", text__plain=text)
+    image = shown(image__jpeg=f"{home}/", text__plain=text)
     assert outputs_of(printed(text), image) == [
         printed(relative),
-        shown(image__png=f"{home}/", text__plain=relative),
+        shown(image__jpeg=f"{home}/", text__plain=relative),
     ]
+
+
+def test_figures_get_a_palette_once_and_look_the_same():
+    figure = io.BytesIO()
+    gradient = Image.linear_gradient("L").convert("RGBA")
+    gradient.save(figure, "PNG")
+    output = shown(image__png=base64.b64encode(figure.getvalue()).decode(), text__plain="<Axes>")
+    once = outputs_of(output)
+    small = Image.open(io.BytesIO(base64.b64decode(once[0]["data"]["image/png"])))
+    assert small.mode == "P"
+    assert small.convert("RGB").tobytes() == gradient.convert("RGB").tobytes()
+    assert outputs_of(*once) == once
 
 
 def test_a_home_at_the_root_of_the_file_system_is_left_alone(monkeypatch):
