@@ -1,7 +1,9 @@
 """What `diagnose` says of recorded runs, and of healthy numbers with one thing made wrong.
 
-The recorded ones are real: `data/base_model` under PPO with gold for a reward, 32 responses a step,
-the course's settings but for the learning rate (2e-4; high: 5e-3; low: 1e-7).
+The recorded ones are real. `healthy` and those of other learning rates: `data/base_model` under PPO
+with gold for a reward, 32 responses a step, the course's settings but for the learning rate (2e-4;
+high: 5e-3; low: 1e-7). `healthy_course`: five runs of the course's PPO, of
+three seeds. `no_price_on_kl`: the course's reward hacking.
 """
 
 import json
@@ -48,6 +50,20 @@ def only(findings: list[Finding]) -> Finding:
 def test_a_healthy_run_has_no_finding():
     assert diagnose(recorded("healthy")) == []
     assert diagnose(healthy()) == []
+
+
+def test_five_healthy_runs_of_the_course_have_no_finding():
+    rows = recorded("healthy_course")
+    for run in range(5):
+        history = [row for row in rows if row["run"] == run]
+        assert len(history) == 45
+        assert diagnose(history) == []
+
+
+def test_a_real_run_without_a_price_on_kl():
+    kl, values = diagnose(recorded("no_price_on_kl"))
+    assert "KL explodes" in kl.what and kl.figure == "48.67 nats a response, late"
+    assert "value function explains nothing" in values.what
 
 
 def test_a_real_run_with_too_high_a_learning_rate():

@@ -81,7 +81,10 @@ FOUND = {
         "reference": torch.tensor([0.6, 0.3, 0.1]),
         "rewards": torch.tensor([0.0, 1.0, 0.6]),
     },
-    "L8_local_ppo": {"sweep": {0.0: [{"gold": g} for g in (1.5, 2.0, 2.5, 2.0, 0.0, -3.0, -6.0)]}},
+    "L8_local_ppo": {
+        "kl_coefs": (0.0,),
+        "sweep": {0.0: [{"gold": g} for g in (1.5, 2.0, 2.5, 2.0, 0.0, -3.0, -6.0)]},
+    },
 }
 PAIR = {"input_text": "p", "candidate_0": "a", "candidate_1": "a b", "choice": 1}
 
