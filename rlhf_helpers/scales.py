@@ -231,4 +231,6 @@ class Scale:
 
 
 # PPO settings that push hard enough to show reward hacking at `tiny`; its cure is `kl_coef` alone.
-HACKING = {"kl_coef": 0.0, "learning_rate": 4e-4, "steps": 40}
+HACKING = {
+    "kl_coef": 0.0, "learning_rate": 6e-4, "steps": 30, "batch_size": 32, "mini_batch_size": 16,
+}  # fmt: skip
