@@ -27,10 +27,11 @@ APPROX_KL_HIGH = 0.05
 CLIP_HIGH = 0.2
 # Both at once: late in a run with a falling learning rate either may be small alone.
 CLIP_LOW, KL_UNMOVED = 1e-4, 0.02
-# Near 0 the baseline does no better than a constant. One step's value is noisy (from -0.5 to 0.5 in
-# a healthy run), so half the run is averaged.
+# Near 0 the baseline does no better than a constant. One step's value is noisy (from -1 to 0.5 in a
+# healthy run of small batches), so half the run is averaged, and must lie below by more than noise.
 EXPLAINED_LOW = 0.02
-# Healthy runs halve their entropy.
+# Healthy runs halve their entropy. The lowest quarter counts: a policy that gives one answer learns
+# from noise alone, and may leave it for nonsense.
 ENTROPY_LEFT = 0.2
 # Length is the cheapest way to please many reward models; healthy runs here keep to 10%.
 LENGTH_GROWTH = 1.5
@@ -40,7 +41,7 @@ EOS_LOW = 0.8
 ACCURACY_LOW = 0.55
 # Scores are in standard deviations of the SFT model's samples, so that healthy ones are near 1.
 REWARD_STD_LOW = 0.05
-# In standard errors: how far a curve must have fallen to be more than noise.
+# In standard errors: how far a curve must fall, or lie below a threshold, to be more than noise.
 SIGNIFICANT = 3.0
 
 
@@ -102,8 +103,8 @@ def _kl(table: pd.DataFrame) -> Iterator[Finding]:
             "the KL is negative, which a true one never is: the responses are not samples of the "
             "policy whose log-probs are compared",
             figure,
-            "Sample at the temperature of the log-probs, without top-k, top-p, beams or a ban on "
-            "EOS, in eval mode, and mask padding by length.",
+            "Sample from the current weights, at the temperature of the log-probs, without top-k, "
+            "top-p, beams or a ban on EOS, in eval mode, and mask padding by length.",
         )
     if ends[1] > KL_HIGH:
         yield Finding(
@@ -180,7 +181,7 @@ def _updates(table: pd.DataFrame) -> Iterator[Finding]:
     if clip and kl and max(clip) < CLIP_LOW and abs(kl[1]) < KL_UNMOVED:
         yield Finding(
             "the policy does not move: the learning rate is too low, or nothing is trained",
-            f"clip fraction {max(clip):.1g}, KL {kl[1]:.3f} nats a response",
+            f"clip fraction {max(clip):.1g}, KL {abs(kl[1]):.3f} nats a response",
             "Multiply the learning rate by 3 or more; check that weights require gradients (the "
             "adapter's, with LoRA) and that kl_coef is not very high.",
         )
@@ -190,20 +191,21 @@ def _values(table: pd.DataFrame) -> Iterator[Finding]:
     quarters = _quarters(table, "explained_variance")
     if not quarters or sum(map(len, quarters)) < 2 * MIN_STEPS:  # a new value head must learn first
         return
-    late = float(np.concatenate(quarters[2:]).mean())
-    if late < EXPLAINED_LOW:
+    late = np.concatenate(quarters[2:])
+    if late.mean() + SIGNIFICANT * late.std(ddof=1) / math.sqrt(len(late)) < EXPLAINED_LOW:
         yield Finding(
             "the value function explains nothing, so that advantages are as noisy as the scores",
-            f"explained variance {late:.2f}, over the second half",
+            f"explained variance {late.mean():.2f}, over the second half",
             "Raise value_learning_rate or vf_coef, take a separate critic, or larger batches.",
         )
 
 
 def _texts(table: pd.DataFrame) -> Iterator[Finding]:
-    if (ends := _ends(table, "entropy")) and ends[1] < ENTROPY_LEFT * ends[0]:
+    entropy = [quarter.mean() for quarter in _quarters(table, "entropy")]
+    if entropy and min(entropy) < ENTROPY_LEFT * entropy[0]:
         yield Finding(
             "the entropy collapses: the policy gives nearly the same answer every time",
-            f"from {ends[0]:.2f} to {ends[1]:.2f} nats a token",
+            f"from {entropy[0]:.2f} to {min(entropy):.2f} nats a token",
             "Raise kl_coef, lower the learning rate, or stop earlier.",
         )
     if (ends := _ends(table, "response_length")) and ends[1] > LENGTH_GROWTH * ends[0]:

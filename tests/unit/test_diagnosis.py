@@ -1,9 +1,7 @@
 """What `diagnose` says of recorded runs, and of healthy numbers with one thing made wrong.
 
-The recorded ones are real. `healthy` and those of other learning rates: `data/base_model` under PPO
-with gold for a reward, 32 responses a step, the course's settings but for the learning rate (2e-4;
-high: 5e-3; low: 1e-7). `healthy_course`: five runs of the course's PPO, of
-three seeds. `no_price_on_kl`: the course's reward hacking.
+The recorded ones are real, each made to go wrong by one thing: see `histories/record.py`.
+`healthy_course`: five runs of the course's PPO, of three seeds, 64 responses a step.
 """
 
 import json
@@ -47,9 +45,64 @@ def only(findings: list[Finding]) -> Finding:
     return finding
 
 
-def test_a_healthy_run_has_no_finding():
-    assert diagnose(recorded("healthy")) == []
+# Each finding's words, its figure, and words of its remedy.
+PROVOKED = {
+    "stale_sampler": [
+        ("KL is negative", "-9.90 nats a response, late", "Sample from the current weights"),
+    ],
+    "reward_hacking": [
+        ("KL explodes", "22.65 nats a response, late", "Raise kl_coef"),
+        ("reward hacking", "reward +1.12, gold -3.88 since the best quarter", "label new pairs"),
+    ],
+    "learning_rate_high": [
+        ("KL explodes", "27.52 nats a response, late", "lower the learning rate"),
+        ("reward falls", "from 0.68 to -1.84", "Lower the learning rate"),
+        ("the learning rate is too high", "clip fraction 0.159, approx_kl 0.208 nats a token",
+         "Divide the learning rate by 3"),
+    ],
+    "learning_rate_low": [
+        ("the learning rate is too low", "clip fraction 0, KL 0.000 nats a response",
+         "Multiply the learning rate by 3"),
+    ],
+    "many_epochs": [
+        ("KL explodes", "225.63 nats a response, late", "take fewer steps"),
+        ("reward falls", "from 1.07 to -4.77", "Lower the learning rate"),
+        ("updates are too large", "clip fraction 0.248, approx_kl 0.220 nats a token",
+         "fewer ppo_epochs"),
+        ("responses grow", "from 17 to 32 tokens", "length_bias"),
+        ("do not end by themselves", "50% end, late", "missing_eos_penalty"),
+    ],
+    "no_value_loss": [
+        ("value function explains nothing", "explained variance 0.00, over the second half",
+         "Raise value_learning_rate or vf_coef"),
+    ],
+    "one_answer_rewarded": [  # it collapses, and then is driven into nonsense
+        ("KL explodes", "108.69 nats a response, late", "Raise kl_coef"),
+        ("entropy collapses", "from 0.43 to 0.06 nats a token", "Raise kl_coef"),
+        ("responses grow", "from 15 to 27 tokens", "length_bias"),
+    ],
+    "words_rewarded": [
+        ("reward hacking", "reward +1.69, gold -3.06 since the best quarter", "raise kl_coef"),
+        ("responses grow", "from 22 to 41 tokens", "take something off the score for each token"),
+        ("do not end by themselves", "73% end, late", "Raise missing_eos_penalty"),
+    ],
+    "drawn_by_lot": [
+        ("reward model is near chance", "accuracy 0.49, late", "how often two people agree"),
+    ],
+    "half_precision": [
+        ("policy_loss, value_loss, entropy, approx_kl, grad_norm is not a finite number",
+         "from step 3 on", "leave half precision"),
+    ],
+}  # fmt: skip
+
+
+def test_healthy_numbers_have_no_finding():
     assert diagnose(healthy()) == []
+
+
+@pytest.mark.parametrize("name", [*(f"healthy_{seed}" for seed in range(5)), "healthy_reward"])
+def test_a_healthy_run_has_no_finding(name):
+    assert diagnose(recorded(name)) == []
 
 
 def test_five_healthy_runs_of_the_course_have_no_finding():
@@ -60,22 +113,18 @@ def test_five_healthy_runs_of_the_course_have_no_finding():
         assert diagnose(history) == []
 
 
-def test_a_real_run_without_a_price_on_kl():
-    kl, values = diagnose(recorded("no_price_on_kl"))
-    assert "KL explodes" in kl.what and kl.figure == "48.67 nats a response, late"
-    assert "value function explains nothing" in values.what
+@pytest.mark.parametrize("name", PROVOKED)
+def test_a_run_made_to_go_wrong_is_diagnosed(name):
+    findings = diagnose(recorded(name))
+    assert [finding.figure for finding in findings] == [figure for _, figure, _ in PROVOKED[name]]
+    for finding, (what, _, remedy) in zip(findings, PROVOKED[name], strict=True):
+        assert what in finding.what
+        assert remedy in finding.remedy
 
 
-def test_a_real_run_with_too_high_a_learning_rate():
-    kl, updates = diagnose(recorded("learning_rate_high"))
-    assert "KL explodes" in kl.what and kl.figure == "49.37 nats a response, late"
-    assert "the learning rate is too high" in updates.what
-    assert updates.figure == "clip fraction 0.153, approx_kl 0.167 nats a token"
-
-
-def test_a_real_run_with_too_low_a_learning_rate():
-    finding = only(diagnose(recorded("learning_rate_low")))
-    assert "does not move: the learning rate is too low" in finding.what
+def test_every_recorded_run_is_tested():
+    files = {path.stem for path in (Path(__file__).parent / "histories").glob("*.jsonl")}
+    assert {name for name in files if not name.startswith("healthy")} == set(PROVOKED)
 
 
 WRONG = {
@@ -120,6 +169,19 @@ def test_a_judge_that_only_wavers_is_no_hacking():
     for seed in range(20):
         rng = random.Random(seed)
         assert diagnose(healthy(gold=lambda t, rng=rng: 3 + rng.gauss(0, 0.3))) == []
+
+
+def test_a_value_function_that_only_wavers_explains_something():
+    for seed in range(20):
+        rng = random.Random(seed)
+        history = healthy(24, explained_variance=lambda t, rng=rng: 0.1 + rng.gauss(0, 0.5))
+        assert diagnose(history) == []
+
+
+def test_an_entropy_that_comes_back_had_collapsed():
+    finding = only(diagnose(healthy(entropy=lambda t: 0.02 if 0.4 < t < 0.8 else 0.45)))
+    assert "entropy collapses" in finding.what
+    assert finding.figure == "from 0.45 to 0.02 nats a token"
 
 
 def test_gold_that_falls_together_with_the_reward_is_no_hacking():
