@@ -1,4 +1,4 @@
-"""The command line: python -m rlhf_helpers course | data | train | evaluate.
+"""The command line: python -m rlhf_helpers course | data | train | evaluate | pipeline.
 
 Exit status: 0, 1 on failure, 2 on bad input. Heavy imports wait until a command needs them, so
 that `--help` answers at once.
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlhf_helpers import runs, scales, schemas
+from rlhf_helpers.pipeline_command import add_pipeline
 
 STAGES = {
     "sft": "fine-tune the base model on demonstrations",
@@ -31,9 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         return options.command(options) or 0
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:  # DataError among them
+    except (ValueError, FileNotFoundError) as error:  # DataError among them
         print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, FloatingPointError) else 2
+        return 2
+    except (FloatingPointError, ModuleNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_data(commands)
     _add_train(commands)
     _add_evaluate(commands)
+    add_pipeline(commands)
     return parser
 
 

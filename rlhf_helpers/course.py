@@ -28,7 +28,6 @@ from traitlets.config import Config
 from rlhf_helpers.runs import HEADLESS, project_root, read_results, record_results, runs_dir
 
 EXERCISE = "exercise"
-EVALUATION = "L4_evaluate_model"
 LARGEST_NOTEBOOK = 500_000  # bytes; larger files are not shown by code hosts
 RUN_METADATA = ("papermill", "execution", "widgets", "ExecuteTime", "collapsed", "scrolled")
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -76,12 +75,8 @@ def run_course(
 
 
 def course_notebooks() -> list[Path]:
-    """The course's notebooks in order, L2 before L10; but L4 comes after the training lessons.
-
-    Read first, L4 trains what it evaluates; after L8 it finds that, and minutes are saved.
-    """
-    paths = (project_root() / "notebooks").glob("L[0-9]*.ipynb")
-    return sorted(paths, key=lambda path: (path.stem == EVALUATION, _order(path)))
+    """The course's notebooks in order, L2 before L10."""
+    return sorted((project_root() / "notebooks").glob("L[0-9]*.ipynb"), key=_order)
 
 
 def run_notebook(path: Path, scale: str, seed: int, in_place: bool) -> None:

@@ -1,5 +1,6 @@
 """Answers to the exercises: `checks.gae(gae)` says at once whether yours is right, or why not."""
 
+from rlhf_helpers.checks.cloud import least_roles, valid_together, weekend_cost
 from rlhf_helpers.checks.data_and_evaluation import (
     bad_line,
     beta_for_share,
@@ -12,6 +13,12 @@ from rlhf_helpers.checks.data_and_evaluation import (
     win_rate,
 )
 from rlhf_helpers.checks.feedback import Feedback
+from rlhf_helpers.checks.pipelines import (
+    adapted_kl_coeff,
+    pipeline_parameters,
+    runs_again,
+    training_steps,
+)
 from rlhf_helpers.checks.training import (
     bradley_terry_loss,
     clipped_loss,
@@ -28,6 +35,7 @@ from rlhf_helpers.checks.training import (
 
 __all__ = [
     "Feedback",
+    "adapted_kl_coeff",
     "bad_line",
     "beta_for_share",
     "bradley_terry_loss",
@@ -37,15 +45,21 @@ __all__ = [
     "kwise_loss",
     "labels",
     "last_token_score",
+    "least_roles",
     "longer_wins",
     "lora_parameters",
     "masked_mean",
     "optimal_policy",
+    "pipeline_parameters",
     "precision_recall",
     "preference_record",
     "prompts_needed",
     "ranking_scores",
+    "runs_again",
     "score_gap",
+    "training_steps",
+    "valid_together",
+    "weekend_cost",
     "weights_in_gigabytes",
     "win_rate",
 ]

@@ -7,8 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rlhf_helpers import ppo, reward_model
+from rlhf_helpers import preference_loss
 from rlhf_helpers.checks.feedback import Feedback, try_function, try_number
+
+# `ppo` is imported where it is asked for: with it come seconds of imports, which other lessons
+# do without.
 
 # ---- L6: supervised fine-tuning ------------------------------------------------------------
 
@@ -87,7 +90,7 @@ def bradley_terry_loss(answer: Any) -> Feedback:
     chosen, rejected = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([1.0, 1.5, -1.0])
     return try_function(
         answer,
-        reward_model.pairwise_loss,
+        preference_loss.pairwise_loss,
         [(chosen, rejected), (chosen[:1], rejected[:1]), (100 * rejected, 100 * chosen)],
         {
             "A loss is to be *minimised*: where is the minus?": (
@@ -124,14 +127,14 @@ def kwise_loss(answer: Any) -> Feedback:
 
     return try_function(
         answer,
-        lambda scores, ranking: reward_model.kwise_loss([scores], [ranking]),
+        lambda scores, ranking: preference_loss.kwise_loss([scores], [ranking]),
         [(scores, ranking), (scores[:2], [1, 0]), (scores[:3], [0, 1, 2])],
         {
             "Divide by the number of pairs, or long rankings count more than short ones.": (
                 lambda scores, ranking: losses(scores[ranking]).sum()
             ),
             "Not only neighbours: the best answer beats the last one too.": (
-                lambda scores, ranking: reward_model.pairwise_loss(
+                lambda scores, ranking: preference_loss.pairwise_loss(
                     scores[ranking][:-1], scores[ranking][1:]
                 )
             ),
@@ -176,7 +179,7 @@ def last_token_score(answer: Any) -> Feedback:
                 lambda scores, mask: at(scores, mask.sum(1) % scores.shape[1])
             ),
             "One token has read the whole text; a mean would count the prompt too.": (
-                lambda scores, mask: ppo.masked_mean(scores.T, mask.T).expand(len(scores))
+                lambda scores, mask: scores[mask].mean().expand(len(scores))
             ),
         },
         "Right. The score no longer depends on what else is in the batch.",
@@ -189,6 +192,8 @@ def last_token_score(answer: Any) -> Feedback:
 
 def masked_mean(answer: Any) -> Feedback:
     """`answer(values, mask)` -> the mean over the real tokens of the batch, a scalar."""
+    from rlhf_helpers import ppo
+
     values = torch.tensor([[1.0, 2.0, 3.0], [10.0, 50.0, 70.0]])
     mask = torch.tensor([[True, True, True], [True, False, False]])
     return try_function(
@@ -213,6 +218,8 @@ def masked_mean(answer: Any) -> Feedback:
 
 def gae(answer: Any) -> Feedback:
     """`answer(rewards, values, gamma, lam)` -> advantages (R,) of one response."""
+    from rlhf_helpers import ppo
+
     rewards, values = torch.tensor([-0.1, 0.0, 2.0]), torch.tensor([1.0, 1.5, 1.8])
 
     def ours(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> Tensor:

@@ -41,6 +41,17 @@ def test_l2_describes_the_preferences(results):
     assert l2["ceiling"] == pytest.approx(l2["label_agreement"], abs=0.03)
 
 
+def test_l3_the_pipeline_learns_here(results):
+    l3 = results["L3_tune_llm"]
+    assert (l3["steps_small_reward"], l3["steps_small_rl"]) == (1410, 320)
+    assert l3["test_prompts"] >= 256
+    assert l3["gold_gain"] >= 1.0
+    assert l3["gold_ppo"] >= 2.6
+    assert l3["kl"] <= 3
+    assert 0.69 <= l3["accuracy"] < l3["accuracy_gold"]
+    assert l3["win_rate"] >= 0.65
+
+
 def test_l4_the_tuned_model_wins(results):
     l4 = results["L4_evaluate_model"]
     assert l4["test_prompts"] >= 256
@@ -57,6 +68,13 @@ def test_l4_fresh_preferences_teach_the_reward_model_about_the_tuned_answers(res
     l4 = results["L4_evaluate_model"]
     assert l4["accuracy_round_2"] >= l4["accuracy_round_1"] + 0.02
     assert l4["gold_gain_round_2"] >= -0.3, "round 2 must not spoil what round 1 has reached"
+
+
+def test_l5_storage_is_set_up_used_and_cleaned(results):
+    l5 = results["L5_google_cloud_setup"]
+    assert (l5["checks_ready_before"], l5["checks_ready_after"]) == (0, 3)
+    assert l5["files_uploaded"] == l5["objects_deleted"] == 2
+    assert l5["objects_left"] == 1, "what is not the course's stays"
 
 
 def test_l6_sft_learns_the_task_and_the_habit(results):

@@ -156,12 +156,12 @@ def test_exercises_are_taken_out_of_a_copy():
     assert len(notebook.cells) == 2
 
 
-def test_notebooks_run_in_the_order_of_their_numbers_but_evaluation_last(tmp_path, monkeypatch):
+def test_notebooks_run_in_the_order_of_their_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr(course, "project_root", lambda: tmp_path)
-    for name in ("L10_rest", "L2_explore_data", "L4_evaluate_model", "L9_dpo", "scratch"):
+    for name in ("L10_rest", "L2_explore_data", "L9_dpo", "scratch"):
         write(tmp_path / "notebooks" / f"{name}.ipynb")
     names = [path.stem for path in course_notebooks()]
-    assert names == ["L2_explore_data", "L9_dpo", "L10_rest", "L4_evaluate_model"]
+    assert names == ["L2_explore_data", "L9_dpo", "L10_rest"]
 
 
 def test_a_project_without_notebooks_is_a_failure(tmp_path, monkeypatch, capsys):

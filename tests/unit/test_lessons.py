@@ -15,6 +15,7 @@ from nbformat import NotebookNode
 from rlhf_helpers import checks, schemas
 from rlhf_helpers.checks.feedback import Feedback
 from rlhf_helpers.course import course_notebooks
+from rlhf_helpers.pipelines import vertex_rlhf
 from rlhf_helpers.runs import project_root
 
 LESSONS = {path.stem: nbformat.read(path, as_version=4) for path in course_notebooks()}
@@ -81,6 +82,7 @@ FOUND = {
         "reference": torch.tensor([0.6, 0.3, 0.1]),
         "rewards": torch.tensor([0.0, 1.0, 0.6]),
     },
+    "L3_tune_llm": {"vertex_rlhf": vertex_rlhf},
     "L8_local_ppo": {
         "kl_coefs": (0.0,),
         "sweep": {0.0: [{"gold": g} for g in (1.5, 2.0, 2.5, 2.0, 0.0, -3.0, -6.0)]},
@@ -162,6 +164,12 @@ def no_value_behind(rewards, values, gamma, lam):
 
 
 CAT = {"input_text": "p [summary]: ", "candidate_0": "My cat stares.", "candidate_1": "It rained."}
+GOOGLE = {
+    "preference_dataset": "gs://b/pairs.jsonl", "prompt_dataset": "gs://b/prompts.jsonl",
+    "large_model_reference": "llama-2-7b", "reward_model_train_steps": 940,
+    "reinforcement_learning_train_steps": 320,
+}  # fmt: skip
+PPO = ["reinforcement-learning", "bulk-inference-tuned", "evaluation"]
 GOLD = [1.5, 2.0, 2.5, 2.0, 0.0, -3.0, -6.0]
 # check, a wrong answer, other arguments, a word that the hint must hold
 WRONG = [
@@ -222,6 +230,25 @@ WRONG = [
     ("clipped_loss", lambda r, a, c: -r.clamp(1 - c, 1 + c) * a, [], "wrong way"),
     ("hacking_curve", "rises and stays", [GOLD], "section 7"),
     ("hacking_curve", "falls from the start", [GOLD], "section 7"),
+    ("training_steps", lambda size, epochs: size // 64 * epochs, [], "round up"),
+    ("training_steps", lambda size, epochs: -(-size * epochs // 64), [], "Every epoch"),
+    ("adapted_kl_coeff", lambda c, kl, target: c * (1 + (kl / target - 1) / 10), [], "wild"),
+    (
+        "adapted_kl_coeff",
+        lambda c, kl, target: c * (1 + max(-0.2, min(0.2, 1 - kl / target)) / 10),
+        [],
+        "dearer",
+    ),
+    ("pipeline_parameters", GOOGLE, [], "deploy_model=False"),
+    ("pipeline_parameters", GOOGLE | {"reward_model_train_steps": 938}, [], "epochs"),
+    ("runs_again", {"reinforcement-learning"}, [], "follow the arrows"),
+    ("runs_again", {*PPO, "reward-model-training"}, [], "the cache"),
+    ("least_roles", {"roles/editor"}, [], "the least"),
+    ("least_roles", ["roles/aiplatform.user"], [], "reading and writing"),
+    ("valid_together", lambda paths: len({p.rsplit("/", 1)[0] for p in paths}) == 1, [], "folders"),
+    ("valid_together", lambda paths: all(p.startswith("gs://mine") for p in paths), [], "whole"),
+    ("weekend_cost", 4 * 48, [], "9 hours of Monday"),
+    ("weekend_cost", 4 * 72, [], "Monday at 9:00"),
 ]  # fmt: skip
 
 

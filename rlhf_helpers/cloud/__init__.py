@@ -1,0 +1,27 @@
+"""Google Cloud for the course: set-up and what is missing in it, storage, clean-up, cost.
+
+No key is ever taken or written: credentials are google-auth's application default ones
+(`gcloud auth application-default login`). Where the environment variable STORAGE_EMULATOR_HOST is
+set, which google-cloud-storage knows too, storage is that emulator and nothing else is asked.
+"""
+
+from rlhf_helpers.cloud.check import check_setup
+from rlhf_helpers.cloud.clean_up import clean_up_storage, clean_up_vertex
+from rlhf_helpers.cloud.cost import EXAMPLE_PRICES, Job, cost_table
+from rlhf_helpers.cloud.setup import CloudError, Setup, clean_up_commands, setup_commands
+from rlhf_helpers.cloud.storage import list_data, upload
+
+__all__ = [
+    "EXAMPLE_PRICES",
+    "CloudError",
+    "Job",
+    "Setup",
+    "check_setup",
+    "clean_up_commands",
+    "clean_up_storage",
+    "clean_up_vertex",
+    "cost_table",
+    "list_data",
+    "setup_commands",
+    "upload",
+]

@@ -1,0 +1,163 @@
+"""What of the set-up is there, and what is missing. It only reads."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+from urllib.parse import urlencode
+
+import pandas as pd
+
+from rlhf_helpers.cloud.setup import APIS, BUCKET_ROLE, DATA, PROJECT_ROLE, Setup, setup_commands
+from rlhf_helpers.cloud.storage import is_emulated, network_errors, open_bucket
+
+SERVICE = "https://{name}.googleapis.com"
+TIMEOUT = 5.0  # seconds a question
+
+Finding = tuple[str, str]  # "ready", "missing" or "unknown", and what was seen
+
+
+def check_setup(setup: Setup | None = None) -> pd.DataFrame:
+    """Return a row a check: its state, what was found, and the command that mends it.
+
+    Without an account or a network it says so, within seconds. `unknown` is what could not be
+    asked yet: mend what is `missing`, then check again.
+    """
+    setup = setup or Setup()
+    commands = setup_commands(setup)
+    findings: dict[str, Finding] = {}
+    credentials, reason = None, "not asked: storage is an emulator"
+    if not is_emulated():
+        credentials, findings["credentials"] = _credentials()
+        reason = "needs a project's name" if credentials else "needs credentials"
+    if not setup.project:
+        findings["project"] = ("missing", "GOOGLE_CLOUD_PROJECT is not set")
+    elif credentials:
+        findings |= _check_services(setup, credentials)
+    if setup.bucket and (credentials or is_emulated()):
+        findings |= _check_storage(setup, credentials)
+    findings = dict.fromkeys(commands, ("unknown", reason)) | findings
+    rows = [
+        (check, state, found, "" if state == "ready" else commands[check])
+        for check, (state, found) in findings.items()
+    ]
+    return pd.DataFrame(rows, columns=["check", "state", "found", "command"])
+
+
+def _credentials() -> tuple[Any, Finding]:
+    """Application default credentials, tried out, or None and why."""
+    # For google-auth, which else asks thrice, 3 s each, whether this is one of Google's machines.
+    os.environ.setdefault("GCE_METADATA_TIMEOUT", "1")
+    os.environ.setdefault("GCE_METADATA_DETECT_RETRIES", "1")
+    import google.auth
+    from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, TransportError
+    from google.auth.transport.requests import Request
+
+    def request(*arguments: Any, **options: Any) -> Any:
+        options["timeout"] = min(options.get("timeout") or TIMEOUT, TIMEOUT)
+        return Request()(*arguments, **options)
+
+    scopes = ["https://www.googleapis.com/auth/cloud-platform"]
+    try:
+        credentials, _ = google.auth.default(scopes=scopes, request=request)  # type: ignore[arg-type]
+        credentials.refresh(request)
+    except DefaultCredentialsError:
+        return None, ("missing", "no application default credentials")
+    except TransportError as error:
+        return None, ("unknown", f"Google cannot be reached: {_short(error)}")
+    except GoogleAuthError as error:
+        return None, ("missing", f"refused: {_short(error)}")
+    return credentials, ("ready", "")
+
+
+def _check_services(setup: Setup, credentials: Any) -> dict[str, Finding]:
+    """Ask Google Cloud's services over REST, one question a check."""
+    from google.auth.transport.requests import AuthorizedSession
+
+    project, vertex = f"projects/{setup.project}", f"{setup.region}-aiplatform"
+    location = f"{project}/locations/{setup.region}"
+    names = urlencode([("names", f"{project}/services/{api}.googleapis.com") for api in APIS])
+    ours = urlencode({"filter": f'display_name="{setup.name}"'})
+    account = f"{project}/serviceAccounts/{setup.service_account}"
+    questions: dict[str, tuple[str, str, str, Callable[[dict], str]]] = {
+        "project": ("GET", "cloudresourcemanager", f"v3/{project}", _inactive),
+        "APIs": ("GET", "serviceusage", f"v1/{project}/services:batchGet?{names}", _disabled),
+        "region": ("GET", vertex, f"v1/{location}", lambda body: ""),
+        "service account": ("GET", "iam", f"v1/{account}", lambda body: ""),
+        "project role": (
+            "POST", "cloudresourcemanager", f"v3/{project}:getIamPolicy",
+            lambda body: _lacks_role(body.get("bindings", []), setup, PROJECT_ROLE),
+        ),
+        "TensorBoard": (
+            "GET", vertex, f"v1/{location}/tensorboards?{ours}",
+            lambda body: "" if body.get("tensorboards") else "none yet",
+        ),
+    }  # fmt: skip
+    session = AuthorizedSession(credentials)
+    return {
+        check: _ask(session, method, f"{SERVICE.format(name=service)}/{path}", problem)
+        for check, (method, service, path, problem) in questions.items()
+    }
+
+
+def _ask(session: Any, method: str, url: str, problem: Callable[[dict], str]) -> Finding:
+    """`problem` looks at the JSON that came back and names what is missing, if anything is."""
+    try:
+        response = session.request(method, url, timeout=TIMEOUT, max_allowed_time=2 * TIMEOUT)
+        body = response.json()
+    except network_errors() as error:
+        return "unknown", _short(error)
+    if response.ok:
+        return _state(problem(body))
+    said = f"{response.status_code}: {_short(body.get('error', {}).get('message', ''))}"
+    return "missing" if response.status_code in (403, 404) else "unknown", said
+
+
+def _check_storage(setup: Setup, credentials: Any) -> dict[str, Finding]:
+    from google.api_core.exceptions import NotFound
+
+    brief: dict[str, Any] = {"timeout": TIMEOUT, "retry": None}
+    where = {} if is_emulated() else {"api_endpoint": SERVICE.format(name="storage")}
+    try:
+        bucket = open_bucket(setup, credentials=credentials, client_options=where)
+        bucket.reload(**brief)
+        bindings = bucket.get_iam_policy(requested_policy_version=3, **brief).bindings
+        names = {blob.name for blob in bucket.list_blobs(prefix=f"{setup.name}/data/", **brief)}
+    except NotFound:
+        later = ("unknown", "needs the bucket")
+        return {"bucket": ("missing", "none yet"), "bucket role": later, "data": later}
+    except network_errors() as error:
+        return dict.fromkeys(("bucket", "bucket role", "data"), ("unknown", _short(error)))
+    # The emulator knows no regions.
+    moved = bucket.location.lower() != setup.region and not is_emulated()
+    absent = [name for name in DATA if f"{setup.name}/data/{name}" not in names]
+    return {
+        "bucket": _state(f"it is in {bucket.location}, not in {setup.region}" if moved else ""),
+        "bucket role": _state(_lacks_role(bindings, setup, BUCKET_ROLE)),
+        "data": _state(f"not there: {', '.join(absent)}" if absent else ""),
+    }
+
+
+def _inactive(body: dict) -> str:
+    return "" if body.get("state") == "ACTIVE" else f"its state is {body.get('state')}"
+
+
+def _disabled(body: dict) -> str:
+    services = body.get("services", [])
+    enabled = {s["name"].rsplit("/", 1)[-1] for s in services if s.get("state") == "ENABLED"}
+    off = [api for api in APIS if f"{api}.googleapis.com" not in enabled]
+    return f"off: {', '.join(off)}" if off else ""
+
+
+def _lacks_role(bindings: Iterable[Mapping], setup: Setup, role: str) -> str:
+    member = f"serviceAccount:{setup.service_account}"
+    held = any(b["role"] == role and member in b.get("members", ()) for b in bindings)
+    return "" if held else f"the service account lacks {role}"
+
+
+def _state(missing: str) -> Finding:
+    return ("missing", missing) if missing else ("ready", "")
+
+
+def _short(message: object) -> str:
+    text = " ".join(str(message).split())
+    return text if len(text) <= 100 else text[:100] + "…"

@@ -1,0 +1,217 @@
+"""What the steps of the portable pipeline do, each in a process or container of its own.
+
+A component of `portable.py` is a few lines that call these functions. An empty text, and 0 for a
+number, mean the scale's own setting. Data sets are local files, or `gs://` addresses, which Vertex
+AI mounts under `/gcs/`. Heavy imports wait in the functions: every step pays for its own.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rlhf_helpers.pipelines.google_models import MODELS, model_key
+from rlhf_helpers.runs import write_json
+from rlhf_helpers.scales import PPORunConfig, RewardConfig, Scale, StageConfig
+from rlhf_helpers.schemas import (
+    Preference,
+    Prompt,
+    format_prompt,
+    ranking_to_pairs,
+    read_comparisons,
+    read_preferences,
+    read_prompts,
+    write_jsonl,
+)
+
+PAIRS_A_STEP = 64  # of Google's reward model
+MAX_NEW_TOKENS = 48  # where neither target_sequence_length nor a config says otherwise
+
+
+def local_path(data_set: str) -> Path | None:
+    """Where a data set can be read: `gs://bucket/…` is mounted as `/gcs/bucket/…`."""
+    if not data_set:
+        return None
+    return Path(data_set.replace("gs://", "/gcs/", 1) if data_set.startswith("gs://") else data_set)
+
+
+def base_model(large_model_reference: str) -> str | None:
+    """A folder or a name of the hub; None, the scale's own model, for Google's names.
+
+    Google's weights are nowhere else to be had, so its names cannot mean anything closer here.
+    """
+    if not large_model_reference or model_key(large_model_reference) in MODELS:
+        return None
+    return large_model_reference
+
+
+def stage_config(
+    stage: str,
+    scale: Scale,
+    output_dir: Path,
+    steps: int = 0,
+    learning_rate_multiplier: float = 1.0,
+    prompt_sequence_length: int = 0,
+    target_sequence_length: int = 0,
+    **changes: Any,
+) -> StageConfig:
+    """A stage's config at this scale, with Google's parameters turned into ours.
+
+    Steps of the reward model are batches of 64 pairs: they become epochs. A step of PPO is a
+    rollout, of 64 responses in both (at `smoke` of fewer).
+    """
+    changes = {name: value for name, value in changes.items() if value not in (None, "")}
+    if prompt_sequence_length and stage != "ppo":  # whose prompts are not cut
+        answer = target_sequence_length or MAX_NEW_TOKENS
+        changes["max_length"] = prompt_sequence_length + answer
+    if target_sequence_length and stage != "sft":
+        changes["max_new_tokens"] = target_sequence_length
+    config = scale.config(stage, output_dir=output_dir, **changes)
+    config.learning_rate *= learning_rate_multiplier
+    if steps and isinstance(config, RewardConfig):
+        config.epochs = steps * PAIRS_A_STEP / _pairs(config)
+    elif steps and isinstance(config, PPORunConfig):
+        config.steps = steps
+    return config
+
+
+def _pairs(config: RewardConfig) -> int:
+    """How many pairs an epoch holds; a ranking of K answers counts as the pairs that it implies."""
+    records: list[Any] = read_comparisons(config.data)[: config.pairs]
+    return sum(len(ranking_to_pairs(r)) if "ranking" in r else 1 for r in records)
+
+
+def launch_command(stage: str, scale: Scale, config: StageConfig, processes: int) -> list[str]:
+    """The command that trains a stage in several processes, one a GPU."""
+    command: list[Any] = [
+        sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu",
+        "--num_processes", processes, "--num_machines", 1, "--mixed_precision", "no",
+        "--dynamo_backend", "no", "-m", "rlhf_helpers", "train", stage,
+        "--scale", scale.name, "--task", scale.task,
+    ]  # fmt: skip
+    for name, value in asdict(config).items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            command.append(f"--{option}" if value else f"--no-{option}")
+        elif value is not None:
+            command.append(f"--{option}={value}")
+    return list(map(str, command))
+
+
+def train(
+    stage: str, output_dir: str, scale: str, seed: int, processes: int = 1, **parameters: Any
+) -> dict[str, float]:
+    """Train a stage and leave its model, logs and `metrics.json` in `output_dir`; its metrics.
+
+    It trains in a temporary folder, since a mounted bucket cannot rename the folders of
+    checkpoints, and a run that fails leaves nothing.
+    """
+    from rlhf_helpers.training import train_stage
+
+    place = Scale(scale, seed=seed)
+    with tempfile.TemporaryDirectory() as temporary:
+        config = stage_config(stage, place, Path(temporary) / stage, **parameters)
+        if processes > 1:
+            subprocess.run(launch_command(stage, place, config, processes), check=True)
+        else:
+            train_stage(stage, config)
+        ignored = shutil.ignore_patterns("checkpoints")
+        shutil.copytree(config.output_dir, output_dir, ignore=ignored, dirs_exist_ok=True)
+    return json.loads((Path(output_dir) / "metrics.json").read_text())["metrics"]
+
+
+def evaluation_data(scale: Scale, eval_dataset: str) -> tuple[list[Prompt], list[Preference]]:
+    """Prompts, each once, and pairs to evaluate on; no pairs if the data set has prompts alone."""
+    given = local_path(eval_dataset)
+    prompts = read_prompts(given or scale.data("prompts", "test"))
+    pairs: list[Preference] = []
+    if given is None or "choice" in prompts[0]:
+        pairs = read_preferences(given or scale.data("preferences", "test"))
+    prompts = list({record["input_text"]: record for record in prompts}.values())
+    return (prompts[:16], pairs[:32]) if scale.name == "smoke" else (prompts, pairs)
+
+
+def predict(
+    model: str,
+    output_path: str,
+    scale: str,
+    seed: int,
+    eval_dataset: str = "",
+    instruction: str = "",
+    target_sequence_length: int = 0,
+) -> dict[str, float]:
+    """Answer the evaluation prompts and write what Vertex AI's bulk inference would write."""
+    from rlhf_helpers import generation
+    from rlhf_helpers.models import load_policy, load_tokenizer
+
+    records, _ = evaluation_data(Scale(scale, seed=seed), eval_dataset)
+    prompts = [format_prompt(record["input_text"], instruction) for record in records]
+    found = generation.respond(
+        load_policy(model), load_tokenizer(model), prompts, seed=seed,
+        max_new_tokens=target_sequence_length or MAX_NEW_TOKENS,
+    )  # fmt: skip
+    pairs = zip(prompts, found.texts, strict=True)
+    write_jsonl(
+        output_path,
+        ({"inputs": {"inputs_pretokenized": p}, "prediction": text.strip()} for p, text in pairs),
+    )
+    return {"prompts": len(prompts)}
+
+
+def evaluate(
+    models: dict[str, str],
+    predictions: dict[str, str],
+    scale: str,
+    seed: int,
+    eval_dataset: str = "",
+    instruction: str = "",
+    target_sequence_length: int = 0,
+) -> dict[str, float]:
+    """Measure the tuned policy and the reward model, and compare the answers of bulk inference.
+
+    `models` and `predictions` map `tuned`, `untuned` (and `reward`) to their folders and files.
+    `win_rate` is judged by the reward model, `win_rate_gold` by the annotators' true taste where
+    that is known.
+    """
+    from rlhf_helpers import evaluation
+    from rlhf_helpers.little_world.annotators import gold
+    from rlhf_helpers.models import load_policy, load_tokenizer
+    from rlhf_helpers.reward_model import RewardModel
+
+    prompts, pairs = evaluation_data(Scale(scale, seed=seed), eval_dataset)
+    reward_model = RewardModel.from_pretrained(models["reward"])
+    metrics, _ = evaluation.evaluate_policy(
+        load_policy(models["tuned"]), load_tokenizer(models["tuned"]), prompts,
+        reward_model=reward_model, reference=load_policy(models["untuned"]), seed=seed,
+        instruction=instruction, max_new_tokens=target_sequence_length or MAX_NEW_TOKENS,
+    )  # fmt: skip
+    if pairs:
+        found, _ = evaluation.evaluate_reward_model(reward_model, pairs, instruction)
+        metrics |= found
+    table = evaluation.side_by_side(predictions["tuned"], predictions["untuned"])
+    columns = [table[name].tolist() for name in ("prompt", "untuned", "tuned")]
+    judges = {"win_rate": evaluation.reward_judge(reward_model)}
+    judges |= {"win_rate_gold": evaluation.gold_judge} if "gold" in metrics else {}
+    for name, judge in judges.items():
+        better = evaluation.judge_pairs(judge, *columns)["probability"]
+        won = evaluation.win_rate(better, 1 - better)
+        metrics |= {name: won.rate, f"{name}_low": won.low, f"{name}_high": won.high}
+    if "gold" in metrics:
+        untuned = [gold(prompt, answer) for prompt, answer in zip(*columns[:2], strict=True)]
+        metrics["gold_untuned"] = sum(untuned) / len(untuned)
+        metrics["gold_gain"] = metrics["gold"] - metrics["gold_untuned"]
+    return metrics
+
+
+def log(artefact: Any, metrics: dict[str, float]) -> None:
+    """Log metrics for KFP's and Vertex AI's tables, and as JSON where the artefact says.
+
+    KFP's local cache takes an artefact without a file for lost, and runs its step again.
+    """
+    for name, value in metrics.items():
+        artefact.log_metric(name, value)
+    write_json(artefact.path, metrics)

@@ -1,0 +1,83 @@
+"""Sends a pipeline to Vertex AI, as whoever has called `gcloud auth application-default login`."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import google.auth.exceptions
+from google.api_core.exceptions import GoogleAPICallError
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import aiplatform
+from kfp import compiler
+from kfp.dsl.graph_component import GraphComponent
+
+from rlhf_helpers.cloud import CloudError, Setup
+from rlhf_helpers.pipelines import parameters
+
+
+def setup_for(values: Mapping[str, Any]) -> Setup:
+    """Where to run: the parameters `project` and `location`, else the environment's."""
+    given = {"project": values.get("project"), "region": values.get("location")}
+    return Setup(**{name: value for name, value in given.items() if value})
+
+
+def submit(
+    pipeline: GraphComponent,
+    values: Mapping[str, Any],
+    setup: Setup,
+    pipeline_root: str = "",
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Ask Vertex AI to run a pipeline; returns the request, as JSON, or with `dry_run` only that.
+
+    It runs as the course's service account, and its artefacts go below `pipeline_root`, a gs://
+    address, by default in the course's bucket. A dry run needs no account and opens no connection.
+    Raises ValueError for bad parameters, CloudError where the request is refused or nobody is
+    logged in.
+    """
+    given = {name: value for name, value in values.items() if value is not None}
+    parameters.check(given, pipeline)
+    given.setdefault("model_display_name", setup.name)  # by which `cloud.clean_up_vertex` finds it
+    if not setup.project and not dry_run:
+        raise CloudError("No project: set GOOGLE_CLOUD_PROJECT, or pass project=…")
+    root = pipeline_root or f"{setup.uri}/pipeline"
+    if not root.startswith("gs://"):
+        raise ValueError(f"pipeline_root is {root!r}: it must be a gs:// address")
+    try:
+        job = _job(pipeline, given, setup, root, AnonymousCredentials() if dry_run else None)
+        request = {
+            "parent": f"projects/{setup.project or 'PROJECT_ID'}/locations/{setup.region}",
+            "pipelineJobId": job.job_id,
+            "pipelineJob": job.to_dict() | {"serviceAccount": setup.service_account},
+        }
+        if not dry_run:
+            job.submit(service_account=setup.service_account)
+    except google.auth.exceptions.DefaultCredentialsError:
+        raise CloudError("Nobody is logged in: gcloud auth application-default login") from None
+    except GoogleAPICallError as error:
+        raise CloudError(f"Vertex AI has refused the job: {error.message}") from error
+    return request
+
+
+def _job(
+    pipeline: GraphComponent,
+    given: Mapping[str, Any],
+    setup: Setup,
+    root: str,
+    credentials: AnonymousCredentials | None,
+) -> aiplatform.PipelineJob:
+    """The job, not yet sent; without credentials, google-auth's application default ones."""
+    with tempfile.TemporaryDirectory() as folder:
+        template = Path(folder) / "pipeline.json"
+        compiler.Compiler().compile(pipeline, str(template))
+        return aiplatform.PipelineJob(
+            display_name=given["model_display_name"],
+            template_path=str(template),
+            pipeline_root=root,
+            parameter_values=dict(given),
+            encryption_spec_key_name=given.get("encryption_spec_key_name") or None,
+            project=setup.project or "PROJECT_ID",
+            location=setup.region,
+            credentials=credentials,
+        )

@@ -1,0 +1,128 @@
+"""Submission: the real client of Vertex AI talks to a server on this machine, which keeps it all."""
+
+import json
+from http.server import BaseHTTPRequestHandler
+
+import pytest
+from cloud_fakes import serving
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import aiplatform
+from google.cloud.aiplatform import initializer
+
+from rlhf_helpers.cli import main
+from rlhf_helpers.cloud import CloudError, Setup
+from rlhf_helpers.pipelines.portable import make_pipeline
+from rlhf_helpers.pipelines.submit import submit
+
+IMAGE = "registry.example/my-project/rlhf-helpers"
+VALUES = {"scale": "smoke", "kl_coeff": 0.2, "model_display_name": "first try"}
+JOBS = "/v1/projects/my-project/locations/europe-west4/pipelineJobs"
+
+
+class Vertex:
+    """Answers as Vertex AI and Cloud Storage would; `asked` has method, path and body."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str, dict]] = []
+        self.status = 200
+
+    def handler(vertex):
+        class Handler(BaseHTTPRequestHandler):
+            def answer(self):
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                vertex.asked.append((self.command, self.path, json.loads(body or "{}")))
+                # Least roles: the account may use the bucket's objects, not look at the bucket.
+                status, found = 403, {"error": {"message": "storage.buckets.get denied"}}
+                if "pipelineJobs" in self.path and self.command == "POST":
+                    status = vertex.status
+                    name = JOBS.removeprefix("/v1/") + "/1"
+                    found = {"name": name} if status == 200 else {"error": {"message": "no quota"}}
+                content = json.dumps(found).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            do_GET = do_POST = answer
+
+            def log_message(self, *_):
+                pass
+
+        return Handler
+
+
+@pytest.fixture
+def vertex(monkeypatch):
+    """A running `Vertex`, which the client library takes for the real one."""
+    fake = Vertex()
+    with serving(fake.handler()) as address:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
+        aiplatform.init(
+            api_endpoint=address, api_transport="rest", credentials=AnonymousCredentials()
+        )
+        yield fake
+    initializer.global_config.__init__()
+
+
+def test_the_job_that_arrives_is_the_one_that_a_dry_run_shows(vertex):
+    setup = Setup(project="my-project", region="europe-west4")
+    pipeline = make_pipeline(IMAGE, "NVIDIA_L4", 2)
+    shown = submit(pipeline, VALUES, setup, dry_run=True)
+    assert vertex.asked == [], "a dry run has opened a connection"
+    sent = submit(pipeline, VALUES, setup)
+    ((path, job),) = [(path, body) for method, path, body in vertex.asked if method == "POST"]
+    assert path.split("?")[0] == JOBS
+    assert f"pipelineJobId={sent['pipelineJobId']}" in path
+    assert job == sent["pipelineJob"] == shown["pipelineJob"]
+    assert job["displayName"] == "first try"
+    assert job["runtimeConfig"]["gcsOutputDirectory"] == "gs://my-project-rlhf-course/rlhf-course/pipeline"
+    assert job["runtimeConfig"]["parameterValues"] == VALUES
+    assert job["serviceAccount"] == "rlhf-course@my-project.iam.gserviceaccount.com"
+    executors = job["pipelineSpec"]["deploymentSpec"]["executors"]
+    assert {e["container"]["image"] for e in executors.values()} == {IMAGE}
+
+
+def test_a_refusal_is_told_with_its_reason(vertex):
+    vertex.status = 400
+    with pytest.raises(CloudError, match="refused the job: .*no quota"):
+        submit(make_pipeline(IMAGE), VALUES, Setup(project="my-project"))
+
+
+def test_without_credentials_one_is_told_how_to_log_in(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "")
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    assert main(["pipeline", "submit", "--image", IMAGE, "project=my-project"]) == 1
+    assert capsys.readouterr().err == (
+        "error: Nobody is logged in: gcloud auth application-default login\n"
+    )
+
+
+def test_what_cannot_be_submitted_is_refused_before_anything_is_sent(vertex, capsys):
+    setup = Setup(project="my-project")
+    with pytest.raises(ValueError, match="pipeline_root is 'local': it must be a gs:// address"):
+        submit(make_pipeline(IMAGE), {}, setup, "local")
+    with pytest.raises(ValueError, match="did you mean 'kl_coeff'"):
+        submit(make_pipeline(IMAGE), {"kl_coef": 0.1}, setup)
+    with pytest.raises(CloudError, match="GOOGLE_CLOUD_PROJECT"):
+        submit(make_pipeline(IMAGE), {}, Setup(project=""))
+    assert main(["pipeline", "submit", "project=my-project"]) == 2
+    assert "--image" in capsys.readouterr().err
+    assert vertex.asked == []
+
+
+def test_the_command_s_dry_run_prints_google_s_request_as_json(capsys, tmp_path, monkeypatch):
+    monkeypatch.delenv("GOOGLE_CLOUD_PROJECT", raising=False)
+    (tmp_path / "parameters.yaml").write_text(
+        "prompt_dataset: gs://b/prompts.jsonl\npreference_dataset: gs://b/pairs.jsonl\n"
+        "large_model_reference: llama-2-7b\nreward_model_train_steps: 1410\n"
+    )
+    given = ["--parameters", str(tmp_path / "parameters.yaml"), "kl_coeff=0.2", "deploy_model=false"]
+    assert main(["pipeline", "submit", "--target", "google", "--dry-run", *given]) == 0
+    request = json.loads(capsys.readouterr().out)
+    assert request["parent"] == "projects/PROJECT_ID/locations/europe-west4"
+    values = request["pipelineJob"]["runtimeConfig"]["parameterValues"]
+    assert (values["reward_model_train_steps"], values["kl_coeff"]) == (1410, 0.2)
+    assert values["deploy_model"] is False
+    assert request["pipelineJob"]["pipelineSpec"]["pipelineInfo"]["name"] == "rlhf-train-template"
