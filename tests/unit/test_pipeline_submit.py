@@ -1,4 +1,4 @@
-"""Submission: the real client of Vertex AI talks to a server on this machine, which keeps it all."""
+"""Submission: the real client of Vertex AI talks to a server on this machine, which keeps all."""
 
 import json
 from http.server import BaseHTTPRequestHandler
@@ -76,7 +76,10 @@ def test_the_job_that_arrives_is_the_one_that_a_dry_run_shows(vertex):
     assert f"pipelineJobId={sent['pipelineJobId']}" in path
     assert job == sent["pipelineJob"] == shown["pipelineJob"]
     assert job["displayName"] == "first try"
-    assert job["runtimeConfig"]["gcsOutputDirectory"] == "gs://my-project-rlhf-course/rlhf-course/pipeline"
+    assert (
+        job["runtimeConfig"]["gcsOutputDirectory"]
+        == "gs://my-project-rlhf-course/rlhf-course/pipeline"
+    )
     assert job["runtimeConfig"]["parameterValues"] == VALUES
     assert job["serviceAccount"] == "rlhf-course@my-project.iam.gserviceaccount.com"
     executors = job["pipelineSpec"]["deploymentSpec"]["executors"]
@@ -85,7 +88,7 @@ def test_the_job_that_arrives_is_the_one_that_a_dry_run_shows(vertex):
 
 def test_a_refusal_is_told_with_its_reason(vertex):
     vertex.status = 400
-    with pytest.raises(CloudError, match="refused the job: .*no quota"):
+    with pytest.raises(CloudError, match=r"refused the job: .*no quota"):
         submit(make_pipeline(IMAGE), VALUES, Setup(project="my-project"))
 
 
@@ -118,7 +121,12 @@ def test_the_command_s_dry_run_prints_google_s_request_as_json(capsys, tmp_path,
         "prompt_dataset: gs://b/prompts.jsonl\npreference_dataset: gs://b/pairs.jsonl\n"
         "large_model_reference: llama-2-7b\nreward_model_train_steps: 1410\n"
     )
-    given = ["--parameters", str(tmp_path / "parameters.yaml"), "kl_coeff=0.2", "deploy_model=false"]
+    given = [
+        "--parameters",
+        str(tmp_path / "parameters.yaml"),
+        "kl_coeff=0.2",
+        "deploy_model=false",
+    ]
     assert main(["pipeline", "submit", "--target", "google", "--dry-run", *given]) == 0
     request = json.loads(capsys.readouterr().out)
     assert request["parent"] == "projects/PROJECT_ID/locations/europe-west4"
