@@ -177,6 +177,8 @@ def evaluate(
     `win_rate` is judged by the reward model, `win_rate_gold` by the annotators' true taste where
     that is known.
     """
+    import numpy as np
+
     from rlhf_helpers import evaluation
     from rlhf_helpers.little_world.annotators import gold
     from rlhf_helpers.models import load_policy, load_tokenizer
@@ -196,8 +198,8 @@ def evaluate(
     columns = [table[name].tolist() for name in ("prompt", "untuned", "tuned")]
     judges = {"win_rate": evaluation.reward_judge(reward_model)}
     judges |= {"win_rate_gold": evaluation.gold_judge} if "gold" in metrics else {}
-    for name, judge in judges.items():
-        better = evaluation.judge_pairs(judge, *columns)["probability"]
+    for name, judge in judges.items():  # neither minds which answer it sees first
+        better = np.round(judge(*columns), 6)  # what arithmetic adds must not decide a tie
         won = evaluation.win_rate(better, 1 - better)
         metrics |= {name: won.rate, f"{name}_low": won.low, f"{name}_high": won.high}
     if "gold" in metrics:
