@@ -177,8 +177,6 @@ def evaluate(
     `win_rate` is judged by the reward model, `win_rate_gold` by the annotators' true taste where
     that is known.
     """
-    import numpy as np
-
     from rlhf_helpers import evaluation
     from rlhf_helpers.little_world.annotators import gold
     from rlhf_helpers.models import load_policy, load_tokenizer
@@ -199,8 +197,8 @@ def evaluate(
     judges = {"win_rate": evaluation.reward_judge(reward_model)}
     judges |= {"win_rate_gold": evaluation.gold_judge} if "gold" in metrics else {}
     for name, judge in judges.items():  # neither minds which answer it sees first
-        better = np.round(judge(*columns), 6)  # what arithmetic adds must not decide a tie
-        won = evaluation.win_rate(better, 1 - better)
+        better = [round(share, 6) for share in judge(*columns)]  # rounding must not decide a tie
+        won = evaluation.win_rate(better, [1 - share for share in better])
         metrics |= {name: won.rate, f"{name}_low": won.low, f"{name}_high": won.high}
     if "gold" in metrics:
         untuned = [gold(prompt, answer) for prompt, answer in zip(*columns[:2], strict=True)]
