@@ -10,9 +10,6 @@ from torch.nn.functional import logsigmoid
 from rlhf_helpers import preference_loss
 from rlhf_helpers.checks.feedback import Feedback, try_function, try_number
 
-# `ppo` is imported where it is asked for: with it come seconds of imports, which other lessons
-# do without.
-
 # ---- L6: supervised fine-tuning ------------------------------------------------------------
 
 
@@ -192,13 +189,11 @@ def last_token_score(answer: Any) -> Feedback:
 
 def masked_mean(answer: Any) -> Feedback:
     """`answer(values, mask)` -> the mean over the real tokens of the batch, a scalar."""
-    from rlhf_helpers import ppo
-
     values = torch.tensor([[1.0, 2.0, 3.0], [10.0, 50.0, 70.0]])
     mask = torch.tensor([[True, True, True], [True, False, False]])
     return try_function(
         answer,
-        ppo.masked_mean,
+        lambda values, mask: values[mask].mean(),
         [(values, mask), (-values, torch.ones_like(mask)), (values, ~mask)],
         {
             "What stands behind the end of a response is padding; give it no weight.": (
@@ -218,7 +213,7 @@ def masked_mean(answer: Any) -> Feedback:
 
 def gae(answer: Any) -> Feedback:
     """`answer(rewards, values, gamma, lam)` -> advantages (R,) of one response."""
-    from rlhf_helpers import ppo
+    from rlhf_helpers import ppo  # here, since it costs seconds that other lessons do without
 
     rewards, values = torch.tensor([-0.1, 0.0, 2.0]), torch.tensor([1.0, 1.5, 1.8])
 

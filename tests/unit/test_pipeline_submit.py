@@ -1,10 +1,9 @@
 """Submission: the real client of Vertex AI talks to a server on this machine, which keeps all."""
 
 import json
-from http.server import BaseHTTPRequestHandler
 
 import pytest
-from cloud_fakes import serving
+from cloud_fakes import FakeGoogle, serving
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import aiplatform
 from google.cloud.aiplatform import initializer
@@ -19,43 +18,16 @@ VALUES = {"scale": "smoke", "kl_coeff": 0.2, "model_display_name": "first try"}
 JOBS = "/v1/projects/my-project/locations/europe-west4/pipelineJobs"
 
 
-class Vertex:
-    """Answers as Vertex AI and Cloud Storage would; `asked` has method, path and body."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, str, dict]] = []
-        self.status = 200
-
-    def handler(vertex):
-        class Handler(BaseHTTPRequestHandler):
-            def answer(self):
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                vertex.asked.append((self.command, self.path, json.loads(body or "{}")))
-                # Least roles: the account may use the bucket's objects, not look at the bucket.
-                status, found = 403, {"error": {"message": "storage.buckets.get denied"}}
-                if "pipelineJobs" in self.path and self.command == "POST":
-                    status = vertex.status
-                    name = JOBS.removeprefix("/v1/") + "/1"
-                    found = {"name": name} if status == 200 else {"error": {"message": "no quota"}}
-                content = json.dumps(found).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            do_GET = do_POST = answer
-
-            def log_message(self, *_):
-                pass
-
-        return Handler
-
-
 @pytest.fixture
 def vertex(monkeypatch):
-    """A running `Vertex`, which the client library takes for the real one."""
-    fake = Vertex()
+    """Vertex AI and Cloud Storage, as the client library sees them."""
+    fake = FakeGoogle(
+        {
+            "POST .*pipelineJobs": (200, {"name": JOBS.removeprefix("/v1/") + "/1"}),
+            # Least roles: the account may use the bucket's objects, not look at the bucket.
+            "": (403, {"error": {"message": "storage.buckets.get denied"}}),
+        }
+    )
     with serving(fake.handler()) as address:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
         aiplatform.init(
@@ -71,7 +43,11 @@ def test_the_job_that_arrives_is_the_one_that_a_dry_run_shows(vertex):
     shown = submit(pipeline, VALUES, setup, dry_run=True)
     assert vertex.asked == [], "a dry run has opened a connection"
     sent = submit(pipeline, VALUES, setup)
-    ((path, job),) = [(path, body) for method, path, body in vertex.asked if method == "POST"]
+    ((path, job),) = [
+        (question.removeprefix("POST "), json.loads(body))
+        for question, body in zip(vertex.asked, vertex.bodies, strict=True)
+        if question.startswith("POST")
+    ]
     assert path.split("?")[0] == JOBS
     assert f"pipelineJobId={sent['pipelineJobId']}" in path
     assert job == sent["pipelineJob"] == shown["pipelineJob"]
@@ -87,7 +63,7 @@ def test_the_job_that_arrives_is_the_one_that_a_dry_run_shows(vertex):
 
 
 def test_a_refusal_is_told_with_its_reason(vertex):
-    vertex.status = 400
+    vertex.first("POST .*pipelineJobs", (400, {"error": {"message": "no quota"}}))
     with pytest.raises(CloudError, match=r"refused the job: .*no quota"):
         submit(make_pipeline(IMAGE), VALUES, Setup(project="my-project"))
 
