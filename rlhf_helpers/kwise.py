@@ -17,6 +17,7 @@ from torch.nn.functional import mse_loss
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl import RewardConfig as TRLConfig
 
+from rlhf_helpers import processes
 from rlhf_helpers.preference_loss import kwise_loss, ranked_pairs
 from rlhf_helpers.schemas import Ranking, format_prompt, format_response
 from rlhf_helpers.sources import rank_scores, standardise_by_annotator
@@ -125,8 +126,10 @@ class KwiseTrainer(Trainer):
         return model(input_ids=input_ids, attention_mask=attention_mask).logits[:, 0]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the means since the last time."""
-        logs |= {name: sum(values) / len(values) for name, values in self.numbers.items()}
+        """Add the means since the last time, over all processes."""
+        for name in list(self.numbers):
+            values = [value for part in processes.gather(self.numbers[name]) for value in part]
+            logs[name] = sum(values) / len(values)
         self.numbers.clear()
         super().log(logs, start_time)
 

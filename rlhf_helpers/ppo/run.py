@@ -61,9 +61,7 @@ def train(config: PPORunConfig, resume: bool = False) -> Result:
         policy, tokenizer, config,
         critic=_critic_start(config, reward_model, policy, tokenizer), documents=documents,
     )  # fmt: skip
-    if main:
-        start_stage(config, resume)
-    processes.wait()
+    start_stage(config, resume)
     history = _load(config, trainer) if resume else []
     with SummaryWriter(config.output_dir / "logs") if main else contextlib.nullcontext() as writer:
         for step in trange(len(history), config.steps, initial=len(history), total=config.steps):
@@ -122,12 +120,8 @@ def _finish(
     tokenizer: PreTrainedTokenizerBase,
     history: list[dict],
 ) -> Result:
-    """Write the model and its numbers, in the first process."""
+    """Write the model and its numbers."""
     seconds = sum(stats["seconds_rollout"] + stats["seconds_update"] for stats in history)
     metrics = {key: history[-1][key] for key in ("reward_mean", "kl", "eos_rate")}
     metrics |= {"steps": len(history), "seconds": seconds}
-    result = Result(config.output_dir, metrics, history)
-    if processes.rank() == 0:
-        result = save_stage(config, policy, tokenizer, metrics, history)
-    processes.wait()
-    return result
+    return save_stage(config, policy, tokenizer, metrics, history)
