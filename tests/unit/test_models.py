@@ -83,6 +83,24 @@ def test_options_of_each_number_of_bits():
     assert four.bnb_4bit_quant_type == "nf4"
 
 
+@pytest.mark.parametrize(
+    ("device", "has", "expected"),
+    [
+        ("cpu", False, torch.float32),
+        ("cpu", True, torch.bfloat16),
+        ("cuda", False, torch.float16),
+        ("cuda", True, torch.bfloat16),
+    ],
+)
+def test_four_bits_are_multiplied_in_what_the_hardware_is_made_for(
+    monkeypatch, device, has, expected
+):
+    monkeypatch.setattr(models, "default_device", lambda: torch.device(device))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "amx_bf16": has})
+    assert loading_options(4)["quantization_config"].bnb_4bit_compute_dtype == expected
+
+
 @pytest.mark.parametrize("bits", [0, 2, 5, 64, -4])
 def test_other_numbers_of_bits_are_refused(bits):
     with pytest.raises(ValueError, match=f"bits is {bits}; choose 32, 16, 8 or 4"):
