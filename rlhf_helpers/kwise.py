@@ -120,7 +120,7 @@ class KwiseTrainer(Trainer):
     ) -> Tensor:
         """Scores (B,): with shared prompts if this model gives the same ones so, else plainly."""
         if self.shares_prompts is None:
-            self.shares_prompts = _can_share(self.model, input_ids, attention_mask, sizes)
+            self.shares_prompts = can_share(self.model, input_ids, attention_mask, sizes)
         if self.shares_prompts:
             return shared_prompt_scores(model, input_ids, attention_mask, sizes)
         return model(input_ids=input_ids, attention_mask=attention_mask).logits[:, 0]
@@ -135,7 +135,7 @@ class KwiseTrainer(Trainer):
 
 
 @torch.no_grad()
-def _can_share(
+def can_share(
     model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, sizes: Tensor
 ) -> bool:
     """Whether a model takes a key-value cache and gives the same scores with one."""

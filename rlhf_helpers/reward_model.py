@@ -17,7 +17,13 @@ from trl import RewardConfig as TRLConfig
 from trl import RewardTrainer
 
 from rlhf_helpers import generation
-from rlhf_helpers.kwise import KwiseTrainer, add_rank_scores, encode_rankings
+from rlhf_helpers.kwise import (
+    KwiseTrainer,
+    add_rank_scores,
+    can_share,
+    encode_rankings,
+    shared_prompt_scores,
+)
 from rlhf_helpers.models import (
     add_lora,
     load_classifier,
@@ -48,6 +54,7 @@ class RewardModel:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
         self.model, self.tokenizer = model.eval(), tokenizer
+        self.shares_prompts: bool | None = None  # known after the first texts that begin alike
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> "RewardModel":
@@ -56,19 +63,34 @@ class RewardModel:
 
     @torch.no_grad()
     def raw_scores(self, texts: list[str], batch_size: int = 16) -> Tensor:
-        """Scores (B,) as the classifier gives them; texts of like length share a batch."""
+        """Scores (B,) as the classifier gives them, at least `batch_size` at a time.
+
+        Texts of like length share a batch, and those that begin alike (answers to one prompt) are
+        read as one up to where they part, if the classifier gives the same scores so.
+        """
         encoded = self.tokenizer(texts, truncation=True)["input_ids"]
-        order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))
-        scores = torch.zeros(len(texts))
-        for start in range(0, len(order), batch_size):
-            chunk = order[start : start + batch_size]
-            batch = self.tokenizer.pad(
-                {"input_ids": [encoded[i] for i in chunk]},
-                padding_side="right",
-                return_tensors="pt",
-            ).to(self.model.device)
-            scores[chunk] = self.model(**batch).logits[:, 0].float().cpu()
+        scores, batch = torch.zeros(len(texts)), []
+        groups = sorted(beginning_alike(encoded), key=lambda group: len(encoded[group[0]]))
+        for i, group in enumerate(groups):
+            batch.append(group)
+            if sum(map(len, batch)) >= batch_size or i + 1 == len(groups):
+                chosen = [number for group in batch for number in group]
+                ids = [encoded[number] for number in chosen]
+                scores[chosen] = self._scores_of(ids, torch.tensor([len(group) for group in batch]))
+                batch = []
         return scores
+
+    def _scores_of(self, ids: list[list[int]], sizes: Tensor) -> Tensor:
+        """Raw scores (B,) of one batch, `sizes` (G,) of whose texts begin alike."""
+        padded = self.tokenizer.pad({"input_ids": ids}, padding_side="right", return_tensors="pt")
+        padded = padded.to(self.model.device)
+        if sizes.max() > 1 and self.shares_prompts is not False:
+            batch = (padded["input_ids"], padded["attention_mask"], sizes.to(self.model.device))
+            if self.shares_prompts is None:
+                self.shares_prompts = can_share(self.model, *batch)
+            if self.shares_prompts:
+                return shared_prompt_scores(self.model, *batch).float().cpu()
+        return self.model(**padded).logits[:, 0].float().cpu()
 
     def __call__(self, texts: list[str]) -> list[float]:
         """Standardised scores, in standard deviations of the SFT model's samples."""
@@ -81,6 +103,18 @@ class RewardModel:
         scores = self.raw_scores(texts)
         self.model.config.reward_mean = scores.mean().item()
         self.model.config.reward_std = max(scores.std().item(), 1e-6)
+
+
+def beginning_alike(encoded: list[list[int]]) -> list[list[int]]:
+    """The numbers of the texts, in groups that share more than half of every one's tokens."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(encoded)), key=lambda i: encoded[i]):
+        half = len(encoded[i]) // 2 + 1
+        if groups and encoded[groups[-1][0]][:half] == encoded[i][:half]:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
 
 
 def append_eos(tokenizer: PreTrainedTokenizerBase, max_length: int) -> PreTrainedTokenizerBase:

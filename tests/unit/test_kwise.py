@@ -172,11 +172,11 @@ def test_the_shared_pass_reads_fewer_tokens(make_model, monkeypatch):
 def test_a_model_shares_prompts_only_if_that_changes_nothing(make_model, encoder, monkeypatch):
     model = decoder(make_model, "opt")
     inputs = batch([4, 3], prompts=[9, 5])
-    assert kwise._can_share(model, *inputs)
+    assert kwise.can_share(model, *inputs)
     wrong = kwise.shared_prompt_scores
     monkeypatch.setattr(kwise, "shared_prompt_scores", lambda *a: wrong(*a) + 0.5)
-    assert not kwise._can_share(model, *inputs)
-    assert not kwise._can_share(
+    assert not kwise.can_share(model, *inputs)
+    assert not kwise.can_share(
         AutoModelForSequenceClassification.from_pretrained(encoder), *inputs
     )
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 from transformers import (
@@ -151,6 +153,37 @@ def test_scores_depend_neither_on_the_batch_nor_on_the_order(scorer):
     for batch_size in (1, 3, 64):
         shuffled = scorer.raw_scores([MIXED[i] for i in order], batch_size)
         torch.testing.assert_close(shuffled, scores[order], atol=1e-5, rtol=0)
+
+
+def test_answers_to_one_prompt_are_scored_as_when_each_is_read_whole(scorer, monkeypatch):
+    prompts = [f"A post about {who} and a long story around it [summary]:" for who in ("me", "us")]
+    texts = [prompt + answer for prompt in prompts for answer in (" Why?", " My boss.", " My")]
+    widths: list[int] = []
+    whole = reward_model.RewardModel(scorer.model, scorer.tokenizer)
+    whole.shares_prompts = False
+    together = reward_model.RewardModel(scorer.model, scorer.tokenizer)
+    together.raw_scores(texts)  # finds out that the model can
+    forward = scorer.model.forward
+    monkeypatch.setattr(
+        scorer.model,
+        "forward",
+        lambda input_ids, **k: widths.append(input_ids.numel()) or forward(input_ids, **k),
+    )
+    expected = whole.raw_scores(texts)
+    read_whole = sum(widths)
+    widths.clear()
+    torch.testing.assert_close(together.raw_scores(texts), expected, atol=1e-5, rtol=0)
+    assert sum(widths) < 0.6 * read_whole
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9), min_size=1, max_size=8))
+def test_every_text_is_in_one_group_that_begins_like_it(encoded):
+    groups = reward_model.beginning_alike(encoded)
+    assert sorted(i for group in groups for i in group) == list(range(len(encoded)))
+    for first, *others in groups:
+        for i in others:
+            half = len(encoded[i]) // 2 + 1
+            assert encoded[first][:half] == encoded[i][:half]
 
 
 def test_a_fresh_model_gives_raw_scores(scorer):
