@@ -278,3 +278,18 @@ def learning_curve(table: pd.DataFrame, key: str = "accuracy_gold") -> Axes:
     axes.set(ylim=(0.45, 1.0))
     axes.legend(frameon=False)
     return axes
+
+
+def methods(table: pd.DataFrame) -> np.ndarray:
+    """Gold and win rate of `evaluation.compare_methods` against the distance, with 95% bars."""
+    panels = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")[1]
+    margins = [1.96 * table["gold_se"]] * 2
+    rates = [table["win_rate"] - table["win_rate_low"], table["win_rate_high"] - table["win_rate"]]
+    for axes, column, error in zip(panels, ("gold", "win_rate"), (margins, rates), strict=True):
+        axes = _axes(axes)
+        distance = np.sqrt(table["kl"].clip(lower=0))  # an estimate may lie below 0
+        axes.errorbar(distance, table[column], np.array(error), fmt="o", color=BLUE, ecolor=GREY)
+        for name, x, y in zip(table.index, distance, table[column], strict=True):
+            axes.annotate(name, (x, y), xytext=(5, 3), textcoords="offset points", fontsize=8)
+        axes.set(xlabel="sqrt(KL from SFT), nats", ylabel=column.replace("_", " "))
+    return panels

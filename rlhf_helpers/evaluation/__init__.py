@@ -15,6 +15,7 @@ from rlhf_helpers.evaluation.judges import (
     principle_question,
     reward_judge,
 )
+from rlhf_helpers.evaluation.methods import best_of_n_row, compare_methods
 from rlhf_helpers.evaluation.metrics import (
     evaluate_policy,
     evaluate_reward_model,
@@ -29,6 +30,8 @@ __all__ = [
     "WinRate",
     "best_of_n",
     "best_of_n_kl",
+    "best_of_n_row",
+    "compare_methods",
     "diagnose",
     "distinct",
     "evaluate_policy",

@@ -1,11 +1,17 @@
-"""Best-of-n: its KL and its expected scores, against brute force."""
+"""Best-of-n: its KL and its expected scores, against brute force. And methods side by side."""
 
 from itertools import combinations
 
 import numpy as np
 import pytest
 
-from rlhf_helpers.evaluation import best_of_n, best_of_n_kl
+from rlhf_helpers.evaluation import best_of_n, best_of_n_kl, best_of_n_row, compare_methods
+from rlhf_helpers.little_world.annotators import gold_scores
+from rlhf_helpers.scales import Scale
+from rlhf_helpers.schemas import read_prompts
+
+BASE = Scale().base_model
+PROMPTS = read_prompts(Scale().data("prompts", "test"))[:6]
 
 
 def brute_force(proxy: np.ndarray, gold: np.ndarray, n: int) -> tuple[float, float]:
@@ -84,3 +90,21 @@ def test_scores_must_be_prompts_by_samples(proxy, gold):
 def test_scores_must_be_finite():
     with pytest.raises(ValueError, match="not finite"):
         best_of_n([[1.0, np.nan]], [[1.0, 1.0]])
+
+
+# Methods side by side
+
+
+def test_the_reference_ties_with_itself_and_has_gone_nowhere():
+    row = compare_methods({"same": BASE}, BASE, PROMPTS, max_new_tokens=8).loc["same"]
+    assert row["gain"] == row["gain_se"] == 0
+    assert row["win_rate"] == 0.5
+    assert row["kl"] == pytest.approx(0, abs=1e-4)
+
+
+def test_best_of_one_is_the_reference_and_a_judge_of_gold_chooses_no_worse_with_more():
+    rows = [best_of_n_row(BASE, gold_scores, PROMPTS, n, max_new_tokens=8, seed=3) for n in (1, 4)]
+    assert rows[0]["gain"] == rows[0]["kl"] == 0
+    assert rows[1]["gain"] > 0
+    assert rows[1]["win_rate"] >= 0.5
+    assert rows[1]["kl"] == pytest.approx(best_of_n_kl(4))

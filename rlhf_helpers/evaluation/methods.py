@@ -1,0 +1,83 @@
+"""Methods side by side: how good each one's answers are, and how far from the SFT model's."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from rlhf_helpers import generation
+from rlhf_helpers.evaluation.comparison import win_rate
+from rlhf_helpers.evaluation.metrics import evaluate_policy, standard_error
+from rlhf_helpers.evaluation.overoptimisation import best_of_n_kl
+from rlhf_helpers.little_world.annotators import gold_scores
+from rlhf_helpers.models import load_policy, load_tokenizer
+from rlhf_helpers.reward_model import RewardModel
+from rlhf_helpers.schemas import Prompt, format_prompt
+
+
+def compare_methods(
+    policies: Mapping[str, str | Path],
+    reference: str | Path,
+    prompts: list[Prompt],
+    *,
+    max_new_tokens: int = 48,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """One sampled answer to each prompt by every policy (name -> folder): a row a policy.
+
+    `gold` with its standard error; `gain` over the reference, prompt by prompt, with its own;
+    `win_rate`, by gold, against the reference's answer, with a 95% interval; `kl` from the
+    reference in nats a response; `words`.
+    """
+    model, rows = load_policy(reference), {}
+    settings = {"reference": model, "max_new_tokens": max_new_tokens, "seed": seed}
+    tokenizer = load_tokenizer(reference)
+    _, before = evaluate_policy(model, tokenizer, prompts, **settings)
+    for name, folder in policies.items():
+        found, after = evaluate_policy(load_policy(folder), tokenizer, prompts, **settings)
+        rows[name] = _row(after["gold"], before["gold"]) | {"kl": found["kl"]}
+        rows[name]["words"] = found["words"]
+    return pd.DataFrame(rows).T
+
+
+def best_of_n_row(
+    reference: str | Path,
+    reward_model: RewardModel,
+    prompts: list[Prompt],
+    n: int,
+    *,
+    max_new_tokens: int = 48,
+    seed: int = 0,
+) -> dict[str, float]:
+    """A row of `compare_methods` for the best of n answers of the reference, chosen by score.
+
+    The first of the n is the reference's answer that it is compared with. `kl` is the bound
+    log n - (n - 1) / n, not an estimate.
+    """
+    texts = [format_prompt(record["input_text"]) for record in prompts]
+    answers = generation.respond(
+        load_policy(reference), load_tokenizer(reference), texts,
+        max_new_tokens=max_new_tokens, samples_per_prompt=n, seed=seed,
+    ).texts  # fmt: skip
+    whole = [text + answer for text, answer in zip(np.repeat(texts, n), answers, strict=True)]
+    scores = np.reshape(reward_model(whole), (-1, n))
+    worth = np.reshape(gold_scores(whole), (-1, n))
+    best = worth[np.arange(len(worth)), scores.argmax(axis=1)]
+    chosen = np.reshape([len(answer.split()) for answer in answers], (-1, n))
+    words = chosen[np.arange(len(chosen)), scores.argmax(axis=1)].mean()
+    row = _row(pd.Series(best), pd.Series(worth[:, 0]))
+    return row | {"kl": float(best_of_n_kl(n)), "words": words}
+
+
+def _row(after: pd.Series, before: pd.Series) -> dict[str, float]:
+    gain, won = after - before, win_rate(after.tolist(), before.tolist())
+    return {
+        "gold": after.mean(),
+        "gold_se": standard_error(after),
+        "gain": gain.mean(),
+        "gain_se": standard_error(gain),
+        "win_rate": won.rate,
+        "win_rate_low": won.low,
+        "win_rate_high": won.high,
+    }
