@@ -183,7 +183,8 @@ def shared_prompt_scores(
     start = common[owner, None]
     positions = start + torch.arange(int((lengths - start[:, 0]).max()), device=device)
     mask = (positions < lengths[:, None]).long()
-    rest = input_ids.gather(1, positions.clamp(max=input_ids.shape[1] - 1))
+    positions = torch.minimum(positions, lengths[:, None] - 1)  # padding has no place of its own
+    rest = input_ids.gather(1, positions)
     return model(
         input_ids=rest.masked_fill(mask == 0, config.pad_token_id),
         attention_mask=torch.cat([prefix_mask[owner], mask], 1),

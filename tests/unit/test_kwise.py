@@ -156,6 +156,21 @@ def test_an_answer_that_goes_on_where_another_ends_is_no_problem_even_if_pad_is_
     torch.testing.assert_close(found, plain, atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["opt", "gpt2"])
+def test_padding_needs_no_position_beyond_those_of_the_longest_text(make_model, kind):
+    """A long prompt with short answers beside a short one with long answers."""
+    model = decoder(make_model, kind, pad_token_id=0).double()
+    width = model.config.max_position_embeddings
+    ids = torch.zeros(4, width, dtype=torch.long)
+    for row, (prompt, answer) in enumerate([(width - 2, 2), (width - 2, 1), (3, 12), (3, 11)]):
+        ids[row, :prompt] = 5 + row // 2
+        ids[row, prompt : prompt + answer] = torch.arange(answer) % 3 + 7 + row % 2
+    mask = (ids != 0).long()
+    plain = model(input_ids=ids, attention_mask=mask).logits[:, 0]
+    found = shared_prompt_scores(model, ids, mask, torch.tensor([2, 2]))
+    torch.testing.assert_close(found, plain, atol=1e-9, rtol=0)
+
+
 def test_the_shared_pass_reads_fewer_tokens(make_model, monkeypatch):
     model = decoder(make_model, "opt")
     ids, mask, groups = batch([4, 4], prompts=[60, 60])
@@ -176,9 +191,7 @@ def test_a_model_shares_prompts_only_if_that_changes_nothing(make_model, encoder
     wrong = kwise.shared_prompt_scores
     monkeypatch.setattr(kwise, "shared_prompt_scores", lambda *a: wrong(*a) + 0.5)
     assert not kwise.can_share(model, *inputs)
-    assert not kwise.can_share(
-        AutoModelForSequenceClassification.from_pretrained(encoder), *inputs
-    )
+    assert not kwise.can_share(AutoModelForSequenceClassification.from_pretrained(encoder), *inputs)
 
 
 # Training
