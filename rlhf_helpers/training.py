@@ -7,6 +7,8 @@ A stage writes into its folder: the model and tokenizer (`from_pretrained` loads
 import importlib
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,9 +29,12 @@ from transformers.integrations import TensorBoardCallback
 
 from rlhf_helpers import processes
 from rlhf_helpers.runs import write_json
-from rlhf_helpers.scales import RewardConfig, Scale, SFTConfig, StageConfig
+from rlhf_helpers.scales import DPOConfig, RewardConfig, Scale, SFTConfig, StageConfig
 
-STAGES = {"sft": "sft", "reward": "reward_model", "ppo": "ppo"}  # stage -> module with its `train`
+# stage -> module with its `train`
+STAGES = {"sft": "sft", "reward": "reward_model", "ppo": "ppo", "dpo": "dpo"}
+
+TRLStageConfig = SFTConfig | RewardConfig | DPOConfig
 
 
 @dataclass
@@ -53,13 +58,14 @@ def train_missing(scale: Scale, *stages: str) -> None:
             train_stage(stage, scale.config(stage))
 
 
-def trl_arguments(config: SFTConfig | RewardConfig, **arguments: Any) -> dict[str, Any]:
-    """The settings that SFT and reward model pass on to TRL in the same way."""
+def trl_arguments(config: TRLStageConfig, **arguments: Any) -> dict[str, Any]:
+    """The settings that SFT, reward model and DPO pass on to TRL in the same way."""
     return {
         "output_dir": str(config.output_dir / "checkpoints"),
         "num_train_epochs": config.epochs,
         "per_device_train_batch_size": config.batch_size,
         "accelerator_config": {"split_batches": True},  # all processes together take one batch
+        "ddp_find_unused_parameters": False,  # there are none, and looking for them takes time
         "learning_rate": config.learning_rate,
         "warmup_steps": config.warmup_steps,
         "lr_scheduler_type": "linear",
@@ -101,7 +107,18 @@ class Progress(TrainerCallback):
         self.bar.close()
 
 
-def run_trainer(trainer: Trainer, config: SFTConfig | RewardConfig, resume: bool) -> float:
+@contextmanager
+def score_only_responses() -> Iterator[None]:
+    """Keep TRL from running the language-model head over the prompts too.
+
+    Where Triton is missing it scores every position and masks those without a label afterwards:
+    the same numbers, in 1.7 times the time.
+    """
+    with mock.patch("trl.trainer.utils._use_triton", return_value=True):
+        yield
+
+
+def run_trainer(trainer: Trainer, config: TRLStageConfig, resume: bool) -> float:
     """Train, with logs in the stage's folder; returns the seconds it took."""
     start_stage(config, resume)
     trainer.remove_callback(PrinterCallback)
@@ -109,9 +126,7 @@ def run_trainer(trainer: Trainer, config: SFTConfig | RewardConfig, resume: bool
         trainer.add_callback(Progress())
         trainer.add_callback(TensorBoardCallback(SummaryWriter(config.output_dir / "logs")))
     started = time.perf_counter()
-    # TRL's language-model head skips tokens without a label only where Triton is; elsewhere it
-    # would score every prompt too, which is two fifths of the time of SFT.
-    with mock.patch("trl.trainer.utils._use_triton", return_value=True):
+    with score_only_responses():
         trainer.train(resume_from_checkpoint=resume)
     return time.perf_counter() - started
 

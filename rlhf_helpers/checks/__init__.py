@@ -12,6 +12,7 @@ from rlhf_helpers.checks.data_and_evaluation import (
     ranking_scores,
     win_rate,
 )
+from rlhf_helpers.checks.dpo import dpo_loss, implicit_reward, log_ratio_gap
 from rlhf_helpers.checks.feedback import Feedback
 from rlhf_helpers.checks.pipelines import (
     adapted_kl_coeff,
@@ -19,6 +20,8 @@ from rlhf_helpers.checks.pipelines import (
     runs_again,
     training_steps,
 )
+from rlhf_helpers.checks.rest import expected_best, improve_loss, kept_share_ratio
+from rlhf_helpers.checks.rlaif import expected_agreement, label_probability, questions_asked
 from rlhf_helpers.checks.training import (
     bradley_terry_loss,
     clipped_loss,
@@ -40,12 +43,20 @@ __all__ = [
     "beta_for_share",
     "bradley_terry_loss",
     "clipped_loss",
+    "dpo_loss",
+    "expected_agreement",
+    "expected_best",
     "gae",
     "hacking_curve",
+    "implicit_reward",
+    "improve_loss",
+    "kept_share_ratio",
     "kwise_loss",
+    "label_probability",
     "labels",
     "last_token_score",
     "least_roles",
+    "log_ratio_gap",
     "longer_wins",
     "lora_parameters",
     "masked_mean",
@@ -54,6 +65,7 @@ __all__ = [
     "precision_recall",
     "preference_record",
     "prompts_needed",
+    "questions_asked",
     "ranking_scores",
     "runs_again",
     "score_gap",

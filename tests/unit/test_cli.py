@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from rlhf_helpers import cli, course, ppo, reward_model, schemas, sft
+from rlhf_helpers import cli, course, dpo, ppo, reward_model, schemas, sft
 from rlhf_helpers.cli import main
 from rlhf_helpers.little_world import base_model, build
 from rlhf_helpers.reward_model import RewardModel
@@ -19,7 +19,7 @@ from rlhf_helpers.training import Result
 
 COMMANDS = [
     [], ["course"], ["data"], ["train"], ["train", "sft"], ["train", "reward"], ["train", "ppo"],
-    ["evaluate"],
+    ["train", "dpo"], ["evaluate"],
 ]  # fmt: skip
 GOOD = {
     "sft": {"input_text": "a post [summary]: ", "output_text": "short"},
@@ -27,9 +27,12 @@ GOOD = {
         "input_text": "a post [summary]: ", "candidate_0": "x", "candidate_1": "y", "choice": 0,
     },
     "ppo": {"input_text": "a post [summary]: "},
+    "dpo": {
+        "input_text": "a post [summary]: ", "candidate_0": "x", "candidate_1": "y", "choice": 0,
+    },
 }  # fmt: skip
 STAGES = pytest.mark.parametrize("stage", GOOD)
-MODULES = {"sft": sft, "reward": reward_model, "ppo": ppo}
+MODULES = {"sft": sft, "reward": reward_model, "ppo": ppo, "dpo": dpo}
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +47,7 @@ def no_models(monkeypatch):
     def fail(*arguments, **keywords):
         pytest.fail("loaded before the data was checked")
 
-    for module in (sft, reward_model, ppo.run):
+    for module in (sft, reward_model, ppo.run, dpo):
         monkeypatch.setattr(module, "load_policy", fail)
         monkeypatch.setattr(module, "load_tokenizer", fail)
     monkeypatch.setattr(RewardModel, "from_pretrained", fail)
@@ -143,7 +146,9 @@ def test_options_change_settings_and_nothing_else(trained, stage, tmp_path):
         "model": "an/opt", "data": tmp_path / "a.jsonl", "output_dir": tmp_path / "out",
         "learning_rate": 0.25, "instruction": "Be brief.", "save_steps": 7,
     }  # fmt: skip
-    options |= {"sft": {"bits": 4}, "reward": {"pairs": 9}, "ppo": {"kl_coef": 0.0}}[stage]
+    options |= {"sft": {"bits": 4}, "reward": {"pairs": 9}, "ppo": {"kl_coef": 0.0}}.get(
+        stage, {"beta": 0.5}
+    )
     arguments = [part for k, v in options.items() for part in (f"--{k.replace('_', '-')}", str(v))]
     assert main(["train", stage, "--seed", "3", "--resume", *arguments]) == 0
     assert trained == [(Scale("tiny", seed=3).config(stage, **options), True)]

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-from trl import SFTTrainer
+from trl import DPOTrainer, SFTTrainer
 
 from rlhf_helpers import training
 from rlhf_helpers.cli import main
@@ -25,6 +25,7 @@ TAGS = {
     "sft": {"train/loss", "train/learning_rate", "train/grad_norm"},
     "reward": {"train/accuracy", "train/margin", "train/train_loss"},
     "ppo": {f"ppo/{name}" for name in ("reward_mean", "kl", "policy_loss", "eos_rate")},
+    "dpo": {"train/loss", "train/rewards/margins", "train/rewards/accuracies"},
 }
 
 
@@ -71,7 +72,7 @@ def chain(home) -> dict[str, int]:
 
 
 def test_every_stage_succeeds_and_writes_only_where_it_should(chain, home):
-    assert chain == {"sft": 0, "reward": 0, "ppo": 0, "evaluate": 0}
+    assert chain == {"sft": 0, "reward": 0, "ppo": 0, "dpo": 0, "evaluate": 0}
     assert [path.name for path in home.rglob("*")] == ["evaluation", "evaluation.json"]
 
 
@@ -157,6 +158,7 @@ STEPS = {
     "sft": (SFTTrainer, "training_step"),
     "reward": (KwiseTrainer, "training_step"),
     "ppo": (PPOTrainer, "rollout"),
+    "dpo": (DPOTrainer, "training_step"),
 }
 
 
@@ -215,7 +217,13 @@ def test_a_new_start_forgets_the_checkpoints_of_an_earlier_run(chain, stage, tmp
 
 @pytest.mark.parametrize(
     ("stage", "option"),
-    [("sft", "model"), ("reward", "model"), ("ppo", "model"), ("ppo", "reward_model")],
+    [
+        ("sft", "model"),
+        ("reward", "model"),
+        ("ppo", "model"),
+        ("ppo", "reward_model"),
+        ("dpo", "model"),
+    ],
 )
 def test_a_start_that_fails_leaves_an_earlier_run_as_it_was(chain, stage, option, tmp_path):
     folder = shutil.copytree(SMOKE.dir(stage), tmp_path / "earlier")

@@ -1,0 +1,201 @@
+"""DPO: which tokens are compared, what the losses are, and from which records pairs come."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn.functional import logsigmoid
+from trl.trainer.utils import _ChunkedLogProbFunction
+
+from rlhf_helpers import dpo
+from rlhf_helpers.cli import main
+from rlhf_helpers.dpo import encode_pair
+from rlhf_helpers.generation import encode_prompts, sample
+from rlhf_helpers.models import load_policy, load_tokenizer
+from rlhf_helpers.scales import DPOConfig, Scale
+from rlhf_helpers.schemas import DataError, format_prompt, write_jsonl
+
+BASE = Scale().base_model  # any causal LM will do for a start
+PAIR = {
+    "input_text": "r/work: My boss stole my chair, what now? [summary]: ",
+    "candidate_0": "Help!",
+    "candidate_1": "My boss steals my chair, any advice?",
+    "choice": 1,
+}
+
+
+def config(folder: Path = Path("nowhere"), **changes) -> DPOConfig:
+    return DPOConfig(
+        **{"model": BASE, "data": folder / "data.jsonl", "output_dir": folder / "out"} | changes
+    )
+
+
+@pytest.fixture(scope="module")
+def base_tokenizer():
+    return load_tokenizer(BASE)
+
+
+# Encoding
+
+
+def test_the_tokens_are_those_that_ppo_samples(base_tokenizer):
+    """An answer that the policy has sampled, decoded and encoded again, has the same tokens."""
+    policy, prompt = load_policy(BASE), format_prompt(PAIR["input_text"])
+    ids, mask = encode_prompts(base_tokenizer, [prompt] * 16)
+    generator = torch.Generator().manual_seed(0)
+    drawn = sample(policy, base_tokenizer, ids, mask, max_new_tokens=48, generator=generator)
+    ended = drawn.ended.nonzero()[:, 0].tolist()
+    assert len(ended) > 8
+    for i in ended:
+        answer = drawn.response_ids[i][drawn.response_mask[i]].tolist()
+        text = base_tokenizer.decode(answer, skip_special_tokens=True)
+        encoded = encode_pair(PAIR | {"candidate_1": text}, base_tokenizer, config())
+        assert encoded["prompt_ids"] == ids[0].tolist()
+        assert encoded["chosen_ids"] == answer
+
+
+@pytest.mark.parametrize("choice", [0, 1])
+def test_the_chosen_answer_is_the_one_that_choice_names(base_tokenizer, choice):
+    settings = config(instruction="Be brief.")
+    encoded = encode_pair(PAIR | {"choice": choice}, base_tokenizer, settings)
+    texts = {name: base_tokenizer.decode(ids) for name, ids in encoded.items() if "ids" in name}
+    assert texts["prompt_ids"].removeprefix("</s>") == "Be brief. " + PAIR["input_text"].strip()
+    assert texts["chosen_ids"] == f" {PAIR[f'candidate_{choice}']}</s>"
+    assert texts["rejected_ids"] == f" {PAIR[f'candidate_{1 - choice}']}</s>"
+
+
+@pytest.mark.parametrize("room", [0, 5])
+def test_a_prompt_that_is_too_long_loses_its_beginning_alike_for_both(base_tokenizer, room):
+    whole = encode_pair(PAIR, base_tokenizer, config())
+    longest = len(whole["chosen_ids"])
+    cut = encode_pair(PAIR, base_tokenizer, config(max_length=longest + room))
+    assert cut["prompt_ids"] == whole["prompt_ids"][len(whole["prompt_ids"]) - room :]
+    assert cut["chosen_ids"] == whole["chosen_ids"]
+    assert cut["rejected_ids"] == whole["rejected_ids"]
+    assert cut["length"] == longest + room
+
+
+# The losses
+
+
+def written_out(chosen, rejected, lengths, settings: DPOConfig) -> torch.Tensor:
+    """The losses as their papers give them, of log ratios (B,); lengths (2, B) in tokens."""
+    if settings.loss_type == "ipo":
+        difference = chosen / lengths[0] - rejected / lengths[1]
+        return ((difference - 1 / (2 * settings.beta)) ** 2).mean()
+    logits, share = settings.beta * (chosen - rejected), settings.label_smoothing
+    return -((1 - share) * logsigmoid(logits) + share * logsigmoid(-logits)).mean()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"beta": 0.5}, {"label_smoothing": 0.2}, {"loss_type": "ipo", "beta": 0.7}],
+    ids=str,
+)
+def test_trl_computes_the_loss_that_was_asked_for(tmp_path, base_tokenizer, settings):
+    settings = config(tmp_path, batch_size=2, **settings)
+    other = PAIR | {"candidate_0": "My chair is gone and I am sad.", "choice": 0}
+    rows = [encode_pair(pair, base_tokenizer, settings) for pair in (PAIR, other)]
+    trainer = dpo.preference_trainer(settings, rows, base_tokenizer)
+    with torch.no_grad():  # the policy moves away from its reference
+        for weight in trainer.model.parameters():
+            weight += 0.02 * torch.randn_like(weight)
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(2)])
+    found = trainer.compute_loss(trainer.model, batch)
+
+    sums = [
+        [log_probs(model, row, kind) for row in rows for kind in ("chosen_ids", "rejected_ids")]
+        for model in (trainer.model, load_policy(BASE))
+    ]
+    ratios = torch.tensor(sums[0]) - torch.tensor(sums[1])
+    lengths = torch.tensor([[len(r[k]) for r in rows] for k in ("chosen_ids", "rejected_ids")])
+    expected = written_out(ratios[::2], ratios[1::2], lengths, settings)
+    assert abs(ratios[::2] - ratios[1::2]).min() > 0.1
+    torch.testing.assert_close(found.detach(), expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def log_probs(model, row: dict, kind: str) -> float:
+    """Log-prob of one answer, from the model's plain logits."""
+    ids = torch.tensor(row["prompt_ids"] + row[kind])
+    words = model(input_ids=ids[None]).logits[0, :-1].log_softmax(-1)
+    return words[torch.arange(len(ids) - 1), ids[1:]][len(row["prompt_ids"]) - 1 :].sum().item()
+
+
+def test_the_lm_head_scores_the_answers_only(tmp_path, base_tokenizer, monkeypatch):
+    row = encode_pair(PAIR, base_tokenizer, config())
+    scored = []
+    apply = _ChunkedLogProbFunction.apply
+
+    def count(states, *rest):
+        scored.append(len(states))
+        return apply(states, *rest)
+
+    monkeypatch.setattr(_ChunkedLogProbFunction, "apply", count)
+    write_jsonl(tmp_path / "data.jsonl", [PAIR])
+    dpo.train(config(tmp_path))
+    assert scored == 2 * [len(row["chosen_ids"]) + len(row["rejected_ids"])]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"beta": 0.0}, "beta is 0.0: it must be a number above 0"),
+        ({"beta": float("nan")}, "beta is nan"),
+        ({"loss_type": "hinge"}, "loss_type is 'hinge'; choose one of sigmoid, ipo"),
+        ({"label_smoothing": 0.5}, "label_smoothing is 0.5; choose 0 to below 0.5"),
+        ({"label_smoothing": 0.1, "loss_type": "ipo"}, "belongs to the sigmoid loss"),
+        ({"bits": 4}, "weights of 4 bits cannot be trained: set lora_rank"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        config(**settings)
+
+
+def test_the_command_line_gives_one_error(capsys):
+    assert main(["train", "dpo", "--scale", "smoke", "--beta", "-1"]) == 2
+    assert capsys.readouterr().err == "error: beta is -1.0: it must be a number above 0\n"
+
+
+# The data
+
+
+def test_of_a_ranking_the_best_is_set_against_the_worst(tmp_path):
+    ranking = {"input_text": "p", "candidates": ["a", "b", "c", "d"], "ranking": [[2, 0], 1, 3]}
+    assert [(p["candidate_0"], p["candidate_1"], p["choice"]) for p in dpo.pairs_of(ranking)] == [
+        ("c", "d", 0)
+    ]
+    assert dpo.pairs_of(ranking | {"ranking": [[0, 1, 2, 3]]}) == []
+    assert dpo.pairs_of(PAIR) == [PAIR]
+
+
+def test_pairs_that_cutting_makes_equal_are_dropped_and_counted(tmp_path):
+    alike = PAIR | {"candidate_0": PAIR["candidate_1"] + " Please."}
+    write_jsonl(tmp_path / "data.jsonl", [PAIR, alike])
+    metrics = dpo.train(config(tmp_path, max_length=5)).metrics
+    assert (metrics["pairs"], metrics["dropped_pairs"]) == (1, 1)
+    write_jsonl(tmp_path / "data.jsonl", [alike])
+    with pytest.raises(DataError, match=r"data.jsonl: every pair ties.*Raise --max-length"):
+        dpo.train(config(tmp_path, max_length=5))
+
+
+# Training
+
+
+@pytest.mark.parametrize("settings", [{}, {"lora_rank": 4}, {"lora_rank": 4, "bits": 4}], ids=str)
+def test_training_prefers_the_chosen_and_leaves_a_whole_model(tmp_path, settings):
+    write_jsonl(tmp_path / "data.jsonl", [PAIR])
+    steps = {"epochs": 4, "warmup_steps": 0, "learning_rate": 2e-3}
+    result = dpo.train(config(tmp_path, **steps, **settings))
+    assert result.history[0]["loss"] == pytest.approx(math.log(2))  # no margin yet
+    assert result.metrics["margin"] > 0.05
+    assert not list(tmp_path.glob("out/adapter*"))
+    trained, base = (load_file(p / "model.safetensors") for p in (tmp_path / "out", BASE))
+    name = "model.decoder.layers.0.self_attn.q_proj.weight"
+    assert trained.keys() == base.keys()
+    assert not torch.equal(trained[name], base[name].float())
+    frozen = "model.decoder.embed_tokens.weight"
+    assert torch.equal(trained[frozen], base[frozen].float()) == bool(settings)
