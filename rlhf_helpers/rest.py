@@ -1,0 +1,111 @@
+"""Reinforced Self-Training: sample, keep what scores well, imitate it; then again.
+
+Algorithm 1 of Gulcehre et al. 2023, "Reinforced Self-Training (ReST) for Language Modeling"
+(arXiv:2308.08998). A Grow step samples a data set from the policy and scores it; several Improve
+steps fine-tune on what of it scores above a threshold that rises from one to the next:
+
+    samples = grow(policy, tokenizer, reward_model, prompts)
+    for threshold in rising:
+        model = improve(above(samples, threshold), config).output_dir
+
+Simplified: an Improve step takes `config.epochs` passes, where the paper stops once the reward on
+a validation set falls, and the data hold samples alone, without the first demonstrations.
+"""
+
+from collections.abc import Callable
+
+import pandas as pd
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_helpers import generation, sft
+from rlhf_helpers.scales import SFTConfig
+from rlhf_helpers.schemas import Prompt, format_prompt, write_jsonl
+from rlhf_helpers.training import Result
+
+
+def grow(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    scorer: Callable[[list[str]], list[float]],
+    prompts: list[Prompt],
+    *,
+    samples_per_prompt: int = 4,
+    max_new_tokens: int = 48,
+    instruction: str = "",
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Sample answers at temperature 1 and score them: a row an answer, those of a prompt together.
+
+    `input_text` and `output_text` as in a demonstration; `prompt`, its number; `ended`, whether
+    the answer came to its end; `score`, of prompt and answer as one text; `advantage`, by how much
+    that is better than the mean score of the prompt's answers.
+    """
+    texts = [format_prompt(record["input_text"], instruction) for record in prompts]
+    found = generation.respond(
+        policy, tokenizer, texts, max_new_tokens=max_new_tokens,
+        samples_per_prompt=samples_per_prompt, seed=seed,
+    )  # fmt: skip
+    numbers = [i for i in range(len(prompts)) for _ in range(samples_per_prompt)]
+    whole = [texts[i] + answer for i, answer in zip(numbers, found.texts, strict=True)]
+    columns = {
+        "prompt": numbers,
+        "input_text": [prompts[i]["input_text"] for i in numbers],
+        "output_text": [answer.strip() for answer in found.texts],
+        "ended": found.ended,
+        "score": scorer(whole),
+    }
+    samples = pd.DataFrame(columns)
+    mean = samples.groupby("prompt")["score"].transform("mean")
+    return samples.assign(advantage=samples["score"] - mean)
+
+
+def above(samples: pd.DataFrame, threshold: float, by: str = "score") -> pd.DataFrame:
+    """The filter of an Improve step: the answers to imitate, those of `by` above the threshold.
+
+    `by="score"` is the paper's filter. `by="advantage"` compares the answers of each prompt with
+    one another, so that hard prompts are not filtered out with the bad answers. A quantile of the
+    column makes a threshold that keeps a known share. Answers that were cut off are never kept,
+    since imitating one teaches to stop anywhere, nor are empty ones. Raises ValueError where
+    nothing is left.
+    """
+    usable = _usable(samples)
+    kept = usable[usable[by] > threshold]
+    if kept.empty:
+        highest = f"{usable[by].max():.3g}" if len(usable) else "missing, for none came to its end"
+        raise ValueError(
+            f"threshold {threshold:.3g} keeps 0% of {len(samples)} answers: the highest {by} is "
+            f"{highest}. Lower it, for instance to a quantile of `{by}`, or sample more."
+        )
+    return kept
+
+
+def best_of(samples: pd.DataFrame, n: int) -> pd.DataFrame:
+    """The answer with the highest score among the first n to each prompt.
+
+    Fine-tuning on these is rejection sampling, as in Touvron et al. 2023, "Llama 2"
+    (arXiv:2307.09288). A prompt of which no answer is fit to imitate (see `above`) gives none.
+    Raises ValueError where a prompt has fewer than n answers.
+    """
+    fewest = samples.groupby("prompt").size().min()
+    if not 1 <= n <= fewest:
+        raise ValueError(
+            f"best of {n}, but a prompt has {fewest} answers: choose 1 to {fewest}, or grow with "
+            "more samples_per_prompt."
+        )
+    usable = _usable(samples.groupby("prompt").head(n))
+    return usable.loc[usable.groupby("prompt")["score"].idxmax()]
+
+
+def improve(kept: pd.DataFrame, config: SFTConfig) -> Result:
+    """Fine-tune `config.model` on the kept answers, which are written to `config.data` first.
+
+    The same stage as on people's demonstrations, `sft.train`. In the paper the model is what the
+    last Improve step has left, and the learning rate is lower at each.
+    """
+    config.data.parent.mkdir(parents=True, exist_ok=True)
+    write_jsonl(config.data, kept.to_dict("records"))
+    return sft.train(config)
+
+
+def _usable(samples: pd.DataFrame) -> pd.DataFrame:
+    return samples[samples["ended"] & (samples["output_text"] != "")]
