@@ -20,8 +20,14 @@ STAGES = {
     "sft": "fine-tune the base model on demonstrations",
     "reward": "train the reward model on preferences; needs sft",
     "ppo": "improve the SFT model by PPO against the reward model; needs sft and reward",
+    "dpo": "improve the SFT model on preferences themselves, by DPO; needs sft",
 }
-CONFIGS = {"sft": scales.SFTConfig, "reward": scales.RewardConfig, "ppo": scales.PPORunConfig}
+CONFIGS = {
+    "sft": scales.SFTConfig,
+    "reward": scales.RewardConfig,
+    "ppo": scales.PPORunConfig,
+    "dpo": scales.DPOConfig,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,10 +67,14 @@ def _add_common(parser: argparse.ArgumentParser, task: bool = True) -> None:
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of all random numbers (default: 0)")
     if task:
-        parser.add_argument(
-            "--task", default="summarize", choices=scales.TASKS,
-            help="what is learnt (default: summarize)",
-        )  # fmt: skip
+        _add_task(parser)
+
+
+def _add_task(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--task", default="summarize", choices=scales.TASKS,
+        help="what is learnt: to summarize a post, or to complete it (default: summarize)",
+    )  # fmt: skip
 
 
 def _add_course(commands: argparse._SubParsersAction) -> None:
@@ -92,8 +102,9 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
     data.add_argument(
         "--output-dir",
         type=Path,
-        help="where to write (default: data/summarize, or data/base_model)",
+        help="where to write (default: data/<task>, data/base_model or data/labeller)",
     )
+    _add_task(data)
     data.add_argument(
         "--sampled", type=Path, metavar="SFT_MODEL",
         help="write preferences and rankings instead, with samples of this SFT model (8 minutes)",
@@ -102,21 +113,29 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
         "--base-model", action="store_true",
         help="pretrain the base model instead (15 minutes; continues if stopped)",
     )  # fmt: skip
+    data.add_argument(
+        "--labeller", action="store_true",
+        help="teach the AI labeller its principles instead (10 minutes; continues if stopped)",
+    )  # fmt: skip
     data.set_defaults(command=_data)
 
 
 def _data(options: argparse.Namespace) -> None:
-    from rlhf_helpers.little_world import base_model, build
+    from rlhf_helpers.little_world import autocomplete, base_model, build, principles
 
-    folder = "base_model" if options.base_model else "summarize"
+    files = autocomplete if options.task == "autocomplete" else build
+    folder = "base_model" if options.base_model else options.task
     output_dir = options.output_dir or runs.data_dir() / folder
     if options.base_model:
         print(base_model.pretrain(output_dir, runs.runs_dir() / "pretraining"))
+    elif options.labeller:
+        output_dir = options.output_dir or runs.data_dir() / "labeller"
+        print(principles.train_labeller(output_dir, runs.runs_dir() / "labeller"))
     elif options.sampled:
-        build.write_sampled_files(output_dir, options.sampled)
+        files.write_sampled_files(output_dir, options.sampled)
     else:
-        build.write_grammar_files(output_dir)
-        test_pairs = runs.data_dir() / "summarize" / "preferences_test.jsonl"
+        files.write_grammar_files(output_dir)
+        test_pairs = runs.data_dir() / options.task / "preferences_test.jsonl"
         build.write_judgements(output_dir, schemas.read_preferences(test_pairs))
     print(f"written to {output_dir}")
 
@@ -171,6 +190,8 @@ HELP = {
     "prompts": "prompts for those samples, a JSONL file",
     "pairs": "use only so many pairs, or rankings",
     "objective": "'order' learns who beats whom, 'scores' the ranks as numbers (rankings only)",
+    "loss_type": "'sigmoid' is DPO's own, 'ipo' regresses the log ratios on a target",
+    "beta": "price of a nat of KL from the SFT model (ipo: its tau)",
     "weight_decay": "of AdamW",
     "center_rewards_coefficient": "weight of the loss that keeps scores around 0",
     "min_new_tokens": "above 0: draw each answer's length from here to the longest; EOS stops none",

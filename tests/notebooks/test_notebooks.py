@@ -147,3 +147,60 @@ def test_l8_some_pretraining_lowers_the_alignment_tax(results):
     assert l8["perplexity_sft"] < l8["perplexity_ppo"]
     assert l8["perplexity_ptx"] < l8["perplexity_ppo"]
     assert l8["gold_ptx"] >= l8["gold_sft"] + 0.8
+
+
+def test_l9_preferences_alone_raise_held_out_gold(results):
+    l9 = results["L9_dpo"]
+    assert l9["test_prompts"] >= 256
+    assert l9["gold_gain"] >= 0.6
+    assert l9["gold_gain"] == pytest.approx(l9["gold_dpo"] - l9["gold_sft"], abs=1e-6)
+    assert l9["win_rate_low"] >= 0.6
+    assert 0 < l9["kl"] <= 3
+    assert l9["eos_rate"] >= 0.95
+    assert l9["loss_gap_to_trl"] <= 1e-4
+    assert l9["accuracy_gold"] >= 0.65
+
+
+def test_l9_a_low_beta_leads_far_away(results):
+    l9 = results["L9_dpo"]
+    assert 0 < l9["kl_highest_beta"] < l9["kl"] < l9["kl_lowest_beta"]
+    assert l9["gold_lowest_beta"] < l9["gold_dpo"]
+    assert min(l9["gold_ipo"], l9["gold_conservative"]) >= l9["gold_sft"] + 0.4
+    assert l9["rejected_logprob_change"] < l9["chosen_logprob_change"] < 0
+
+
+def test_l10_imitating_its_own_best_answers_raises_gold(results):
+    l10 = results["L10_rest"]
+    assert l10["test_prompts"] >= 256
+    assert l10["gold_gain"] >= 0.6
+    assert l10["gold_gain"] == pytest.approx(l10["gold_rest"] - l10["gold_sft"], abs=1e-6)
+    assert l10["gold_after_grow_1"] >= l10["gold_sft"] + 0.4
+    assert l10["gold_best_of_4"] >= l10["gold_sft"] + 0.5, "few good examples go a long way"
+    assert l10["kl"] <= 3
+    assert l10["eos_rate"] >= 0.97
+
+
+def test_l10_the_threshold_rises_and_the_kept_answers_get_better(results):
+    l10 = results["L10_rest"]
+    assert l10["kept_first"] == pytest.approx(0.5, abs=0.02)
+    assert l10["kept_last"] == pytest.approx(0.25, abs=0.02)
+    assert l10["gold_all_first"] + 0.5 <= l10["gold_kept_first"] <= l10["gold_kept_last"]
+
+
+def test_l11_the_labeller_judges_the_answers_and_not_their_place(results):
+    l11 = results["L11_rlaif"]
+    assert l11["agreement_gold"] >= 0.70
+    assert l11["agreement_human"] >= 0.62
+    assert 0.84 <= l11["human_gold"] <= 0.94
+    assert 0.3 <= l11["first_rate"] <= 0.7
+    assert l11["consistency"] >= l11["consistency_base"] + 0.3
+
+
+def test_l11_a_policy_learns_from_a_constitution(results):
+    l11 = results["L11_rlaif"]
+    assert l11["test_prompts"] >= 256
+    assert l11["gold_gain"] >= 0.4
+    assert l11["gold_gain"] == pytest.approx(l11["gold_rlaif"] - l11["gold_sft"], abs=1e-6)
+    assert l11["gold_gain_rlhf"] >= 0.4
+    assert l11["kl"] <= 3
+    assert l11["eos_rate"] >= 0.97

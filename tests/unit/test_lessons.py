@@ -2,6 +2,7 @@
 
 import ast
 import re
+from itertools import combinations
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from nbformat import NotebookNode
+from scipy.special import expit
 
 from rlhf_helpers import checks, schemas
 from rlhf_helpers.checks.feedback import Feedback
@@ -87,6 +89,7 @@ FOUND = {
         "kl_coefs": (0.0,),
         "sweep": {0.0: [{"gold": g} for g in (1.5, 2.0, 2.5, 2.0, 0.0, -3.0, -6.0)]},
     },
+    "L10_rest": {"combinations": combinations},
 }
 PAIR = {"input_text": "p", "candidate_0": "a", "candidate_1": "a b", "choice": 1}
 
@@ -230,6 +233,29 @@ WRONG = [
     ("clipped_loss", lambda r, a, c: -r.clamp(1 - c, 1 + c) * a, [], "wrong way"),
     ("hacking_curve", "rises and stays", [GOLD], "section 7"),
     ("hacking_curve", "falls from the start", [GOLD], "section 7"),
+    ("improve_loss", lambda nll, rewards, tau: (nll * (rewards > tau)).mean(), [], "how many"),
+    ("improve_loss", lambda nll, rewards, tau: nll[rewards < tau].mean(), [], "above"),
+    ("kept_share_ratio", 2, [], "Half"),
+    ("kept_share_ratio", 0.34, [], "Half"),
+    ("expected_best", lambda scores, n: max(scores), [], "all"),
+    ("expected_best", lambda scores, n: np.mean(sorted(scores)[-n:]), [], "luckiest"),
+    ("implicit_reward", lambda pi, ref, m, beta: beta * (pi - ref).sum(1), [], "padding"),
+    ("implicit_reward", lambda pi, ref, m, beta: ((pi - ref) * m).sum(1) / beta, [], "Times beta"),
+    ("dpo_loss", lambda c, r, a, b, beta: logits_loss(beta * c, beta * r).mean(), [], "reference"),
+    ("dpo_loss", lambda c, r, a, b, beta: logits_loss(c - a, r - b).mean(), [], "beta"),
+    ("log_ratio_gap", 2.2, [], "without beta"),
+    ("log_ratio_gap", 44, [], "divided"),
+    (
+        "label_probability",
+        lambda given, turned: (expit(given[1] - given[0]) + expit(turned[1] - turned[0])) / 2,
+        [],
+        "swapped",
+    ),
+    ("label_probability", lambda given, turned: expit(given[1] - given[0]), [], "use both"),
+    ("expected_agreement", lambda p, q: p * q, [], "both err"),
+    ("expected_agreement", lambda p, q: (p + q) / 2, [], "both are wrong"),
+    ("questions_asked", 15_000, [], "twice"),
+    ("questions_asked", 60_000, [], "not twelve"),
     ("training_steps", lambda size, epochs: size // 64 * epochs, [], "round up"),
     ("training_steps", lambda size, epochs: -(-size * epochs // 64), [], "Every epoch"),
     ("adapted_kl_coeff", lambda c, kl, target: c * (1 + (kl / target - 1) / 10), [], "wild"),

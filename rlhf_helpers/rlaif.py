@@ -1,0 +1,101 @@
+"""RLAIF: an AI labeller with a constitution says which answer is better, in place of people.
+
+The labeller is any causal language model. It reads the principles, the post and two answers, and
+its log-probs of "1" and "2" are its label (Lee et al. 2023, "RLAIF vs. RLHF"; the constitution is
+from Bai et al. 2022, "Constitutional AI"). It is asked in both orders and the two are averaged
+(`evaluation.judge_pairs`). The labels make a file of preferences like any other, so that
+`reward_model.train` and `ppo.train` need not know who wrote it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_helpers.evaluation.judges import (
+    Judge,
+    Question,
+    judge_pairs,
+    language_model_judge,
+    plain_question,
+)
+from rlhf_helpers.little_world.principles import little_question
+from rlhf_helpers.models import existing, load_policy, load_tokenizer
+from rlhf_helpers.runs import data_dir
+from rlhf_helpers.schemas import DataError, read_preferences, write_jsonl
+
+ANNOTATOR = "ai"
+
+
+def read_constitution(path: Path | None = None) -> list[str]:
+    """The principles, one a line; blank lines and those that begin with # are left out.
+
+    By default `data/constitution.txt`. Raises FileNotFoundError, or DataError if no line is left.
+    """
+    path = path or data_dir() / "constitution.txt"
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    principles = [line for line in lines if line and not line.startswith("#")]
+    if not principles:
+        raise DataError(f"{path}: no principle in this constitution. Write one a line.")
+    return principles
+
+
+def constitution_question(principles: Sequence[str]) -> Question:
+    """The question for a model that follows instructions: the principles, then `plain_question`."""
+    listed = "\n".join(f"- {principle}" for principle in principles)
+    return lambda prompt, first, second: (
+        f"A good answer follows these principles:\n{listed}\n\n"
+        + plain_question(prompt, first, second)
+    )
+
+
+def load_labeller(
+    model: str | Path | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model, by default the small labeller, and its tokenizer.
+
+    The small one is the base model with the adapter that `principles.train_labeller` has made.
+    """
+    if model:
+        return load_policy(model), load_tokenizer(model)
+    base, adapter = data_dir() / "base_model", existing(data_dir() / "labeller")
+    policy = PeftModel.from_pretrained(load_policy(base), adapter).merge_and_unload()
+    return policy, load_tokenizer(base)
+
+
+def ai_labeller(
+    principles: Sequence[str],
+    model: str | Path | None = None,
+    question: Callable[[Sequence[str]], Question] | None = None,
+) -> Judge:
+    """A causal language model, a folder or a name of the hub, that judges by these principles.
+
+    By default the small labeller of `data/labeller`, asked as it was taught; any other model is
+    asked `constitution_question`, or your own.
+    """
+    question = question or (constitution_question if model else little_question)
+    return language_model_judge(*load_labeller(model), question(principles))
+
+
+def label_file(
+    labeller: Judge, source: Path, target: Path, count: int | None = None
+) -> pd.DataFrame:
+    """Write the first `count` pairs of a file of preferences again, with the labeller's choices.
+
+    A pair that comes out at a tie teaches nothing and is left out. Returns the labeller's verdicts,
+    a row a pair (see `judge_pairs`). Raises DataError for a bad record, before any is judged.
+    """
+    pairs: Sequence[Mapping] = read_preferences(source)[:count]
+    fields = ("input_text", "candidate_0", "candidate_1")
+    table = judge_pairs(labeller, *([record[field] for record in pairs] for field in fields))
+    labelled = [
+        {name: value for name, value in pair.items() if name != "margin"}  # how sure another was
+        | {"choice": int(probability > 0.5), "annotator": ANNOTATOR}
+        for pair, probability in zip(pairs, table["probability"], strict=True)
+        if probability != 0.5
+    ]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_jsonl(target, labelled)
+    return table
