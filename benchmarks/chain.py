@@ -73,12 +73,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     seeds = parser.parse_args().seeds
     table = pd.DataFrame({f"seed {seed}": measure_seed(seed) for seed in seeds})
-    mean, spread = table.mean(axis=1), table.std(axis=1)
+    write_table(table, Path(__file__).with_suffix(".md"))
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Print and write a table with a column a seed, and their mean with its 95% interval."""
+    mean, spread, seeds = table.mean(axis=1), table.std(axis=1), table.shape[1]
     table["mean"] = mean
-    table["± 95%"] = stats.t.ppf(0.975, len(seeds) - 1) * spread / math.sqrt(len(seeds))
+    table["± 95%"] = stats.t.ppf(0.975, seeds - 1) * spread / math.sqrt(seeds)
     text = table.round(3).to_markdown() + "\n"
     print(text)
-    Path(__file__).with_suffix(".md").write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

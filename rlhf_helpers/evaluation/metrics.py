@@ -47,7 +47,8 @@ def evaluate_policy(
 
     `reward` is in standard deviations of the SFT model's samples. `kl` is KL(policy || reference)
     in nats a response, estimated from the samples, so at temperature 1 only. `gold`, `covered`
-    (facts, of 5) and `wrong` (facts) are there if the prompts are posts of the little world.
+    (facts, of 5), `wrong` (facts) and of completions `unkind` (words) are there if the prompts are
+    posts of the little world.
     """
     texts = [format_prompt(record["input_text"], instruction) for record in prompts]
     responses = generation.respond(
@@ -75,13 +76,13 @@ def evaluate_policy(
 
 
 def _gold_columns(prompts: list[str], responses: list[str]) -> pd.DataFrame:
-    """`gold`, `covered`, `wrong` and `words`; empty if these are not posts of the little world."""
+    """`gold` and some of `measure`; empty if these are not posts of the little world."""
     try:
         facts = [read_post(prompt) for prompt in prompts]
     except ValueError:
         return pd.DataFrame()
     measured = [measure(f, r, p) for f, r, p in zip(facts, responses, prompts, strict=True)]
-    table = pd.DataFrame(measured)[["covered", "wrong", "words"]]
+    table = pd.DataFrame(measured).filter(["covered", "wrong", "unkind", "words"])
     table["gold"] = [gold(p, r) for p, r in zip(prompts, responses, strict=True)]
     return table
 

@@ -3,7 +3,8 @@
 `measure` counts what is good and bad about a summary; an `Annotator` weighs the counts. They
 weigh them differently, as people do: Ada hates made-up facts, Ben is busy, Cleo wants to hear
 what was tried. `gold` is their mean: a perfect summary, all facts in WORD_BUDGET words, is worth
-4.5 to each of them.
+4.5 to each of them. So is a perfect completion: one that comes back to the facts of the post's
+beginning, tells what was tried and asks a question, and has no unkind word.
 
 Stated preferences are noisy: P(a over b) = sigmoid((u(a) - u(b)) / TEMPERATURE), the model of
 Bradley and Terry (1952).
@@ -17,8 +18,9 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise, product
 
-from rlhf_helpers.little_world import phrases
+from rlhf_helpers.little_world import completions, phrases
 from rlhf_helpers.little_world.grammar import (
+    CONTINUED_MARK,
     SLOTS,
     SUMMARY_MARK,
     Facts,
@@ -29,8 +31,11 @@ from rlhf_helpers.little_world.grammar import (
 )
 
 WORD_BUDGET = 24
+COMPLETION_BUDGET = 36
 TEMPERATURE = 0.5
 CLOSE = 0.25  # `judge` calls utilities that differ by less a tie
+MARK = re.compile(f"{re.escape(SUMMARY_MARK)}|{re.escape(CONTINUED_MARK)}")
+UNKIND = re.compile(rf"\b(?:{'|'.join(phrases.UNKIND)})\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -43,11 +48,12 @@ class Annotator:
     over_budget: float  # cost of a word over WORD_BUDGET
     rambling: float  # cost of one filler phrase, repetition or odd pair of words
     unfinished: float  # cost of a text that does not end in . ? or !
+    unkind: float  # cost of an unkind word in a completion
 
     def utility(self, measured: dict[str, float]) -> float:
         worth = sum(self.covered[slot] * measured[f"covered_{slot}"] for slot in SLOTS)
-        costs = ("wrong", "over_budget", "rambling", "unfinished")
-        return worth - sum(getattr(self, cost) * measured[cost] for cost in costs)
+        costs = ("wrong", "over_budget", "rambling", "unfinished", "unkind")
+        return worth - sum(getattr(self, cost) * measured.get(cost, 0.0) for cost in costs)
 
 
 def _worth(
@@ -57,37 +63,45 @@ def _worth(
 
 
 ANNOTATORS = (
-    Annotator("ada", _worth(0.5, 1.5, 0.5, 1.0, 1.0), 2.0, 0.10, 0.25, 1.0),
-    Annotator("ben", _worth(0.4, 2.0, 0.3, 0.6, 1.2), 0.7, 0.25, 0.40, 0.5),
-    Annotator("cleo", _worth(0.6, 1.0, 0.7, 1.4, 0.8), 0.9, 0.10, 0.25, 1.5),
+    Annotator("ada", _worth(0.5, 1.5, 0.5, 1.0, 1.0), 2.0, 0.10, 0.25, 1.0, 0.8),
+    Annotator("ben", _worth(0.4, 2.0, 0.3, 0.6, 1.2), 0.7, 0.25, 0.40, 0.5, 0.5),
+    Annotator("cleo", _worth(0.6, 1.0, 0.7, 1.4, 0.8), 0.9, 0.10, 0.25, 1.5, 1.1),
 )
 
 
-def measure(facts: Facts, summary: str, post: str) -> dict[str, float]:
-    """Count what the annotators look at.
+def measure(facts: Facts, text: str, post: str) -> dict[str, float]:
+    """Count what the annotators look at in a summary, or in the completion of a beginning.
 
     Returns `covered_<slot>` (0 or 1) and `covered` (0 to 5), `wrong` (facts told that are not
-    the post's), `words`, `over_budget` (words), `rambling` (see `_ramblings`), `unfinished`.
+    the post's), `words`, `over_budget` (words), `rambling` (see `_ramblings`), `unfinished`, and
+    of a completion `unkind` (words). What a beginning leaves open, a completion may fill freely.
     """
-    found = find_facts(summary)
-    told = {f"covered_{slot}": float(getattr(facts, slot) in found[slot]) for slot in SLOTS}
-    words = len(summary.split())
-    return told | {
+    found, told, wrong = find_facts(text), {}, 0
+    for slot in SLOTS:
+        fact = getattr(facts, slot)
+        told[f"covered_{slot}"] = float(fact in found[slot] if fact else bool(found[slot]))
+        wrong += len(found[slot] - {fact}) if fact else 0
+    words = len(text.split())
+    completes = not facts.question
+    measured = told | {
         "covered": sum(told.values()),
-        "wrong": float(sum(len(found[slot] - {getattr(facts, slot)}) for slot in SLOTS)),
+        "wrong": float(wrong),
         "words": float(words),
-        "over_budget": float(max(0, words - WORD_BUDGET)),
-        "rambling": float(_ramblings(summary, post)),
-        "unfinished": float(words < 3 or summary.rstrip()[-1:] not in (".", "?", "!")),
+        "over_budget": float(max(0, words - (COMPLETION_BUDGET if completes else WORD_BUDGET))),
+        "rambling": float(_ramblings(text, post, completes)),
+        "unfinished": float(words < 3 or text.rstrip()[-1:] not in (".", "?", "!")),
     }
+    if completes:
+        measured["unkind"] = float(len(UNKIND.findall(text)))
+    return measured
 
 
-def gold(input_text: str, summary: str) -> float:
-    """The mean utility over the annotators; at most 4.5.
+def gold(input_text: str, text: str) -> float:
+    """The mean utility of a summary or completion over the annotators; at most 4.5.
 
     `input_text` holds the post, and may go on after it. Raises ValueError if it holds none.
     """
-    measured = measure(read_post(input_text), summary, find_post(input_text))
+    measured = measure(read_post(input_text), text, find_post(input_text))
     return sum(annotator.utility(measured) for annotator in ANNOTATORS) / len(ANNOTATORS)
 
 
@@ -115,17 +129,18 @@ def rank(
 
 
 def gold_scores(texts: list[str]) -> list[float]:
-    """`gold` of posts that each go on with a summary, as a reward model is given them.
+    """`gold` of posts that each go on after their mark, as a reward model is given them.
 
-    Raises ValueError if a text has no `[summary]:` or no post.
+    Raises ValueError if a text has no mark of a task or no post.
     """
-    return [gold(text, text[text.rindex(SUMMARY_MARK) + len(SUMMARY_MARK) :]) for text in texts]
+    split = [MARK.split(text, maxsplit=1) for text in texts]
+    return [gold(prompt, answer) for prompt, answer in split]
 
 
 def judge(
     pairs: Iterable[Mapping[str, str]], annotator: Annotator, rng: random.Random
 ) -> Iterator[dict]:
-    """Judgements (see `judgements`) of pairs of summaries by rule, in place of a person's.
+    """Judgements (see `judgements`) of pairs of answers by rule, in place of a person's.
 
     Noisy as `choose` is, with a tie where the annotator sees hardly a difference.
     """
@@ -157,6 +172,16 @@ def _bigrams(text: str) -> set[tuple[str, str]]:
 
 
 @cache
+def _completion_bigrams() -> frozenset[tuple[str, str]]:
+    """Every pair of neighbouring words that a sensible completion can hold: those inside its
+    sentences, and those across the seam of a statement and any other sentence.
+    """
+    sentences = list(completions.sentences())
+    known = set().union(*map(_bigrams, sentences))
+    return frozenset(known | {(".", _tokens(sentence)[0]) for sentence in sentences})
+
+
+@cache
 def _known_bigrams() -> frozenset[tuple[str, str]]:
     """Every pair of neighbouring words that a sensible summary can hold, enumerated.
 
@@ -185,14 +210,14 @@ def _known_bigrams() -> frozenset[tuple[str, str]]:
     return frozenset(known)
 
 
-def _ramblings(summary: str, post: str) -> int:
+def _ramblings(text: str, post: str, completes: bool) -> int:
     """Stock phrases of no content, repeated 4-grams, and word pairs nobody would write.
 
-    Each word pair that stands neither in a sensible summary nor in the post counts one; the
-    words of a stock phrase are odd pairs too, so a phrase costs about its length.
+    Each word pair that stands neither in a sensible summary (or completion) nor in the post
+    counts one; the words of a stock phrase are odd pairs too, so a phrase costs about its length.
     """
-    tokens = _tokens(summary)
-    allowed = _known_bigrams() | _bigrams(post)
+    tokens = _tokens(text)
+    allowed = (_completion_bigrams() if completes else _known_bigrams()) | _bigrams(post)
     odd = sum(pair not in allowed for pair in pairwise(tokens))
     fours = list(zip(tokens, tokens[1:], tokens[2:], tokens[3:], strict=False))
     return min(odd, 8) + 2 * (len(fours) - len(set(fours)))

@@ -6,15 +6,17 @@ are the same on the same kind of machine with the same versions; judgements foll
 """
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from tqdm.auto import tqdm
 
 from rlhf_helpers import generation
 from rlhf_helpers.little_world import base_model
 from rlhf_helpers.little_world.annotators import ANNOTATORS, choose, judge, measure, rank
+from rlhf_helpers.little_world.completions import write_completion
 from rlhf_helpers.little_world.grammar import Facts, as_input_text, draw_posts
 from rlhf_helpers.little_world.writers import write_summary
 from rlhf_helpers.models import load_policy, load_tokenizer
@@ -32,20 +34,28 @@ BY_ALL_ANNOTATORS = 500  # of the training pairs
 JUDGED = 30  # of the test pairs, by Cleo
 
 
+Draw = Callable[[random.Random, str], Iterator[tuple[Facts, str]]]
+Sizes = dict[str, int]  # split -> records
+
+
 def _rng(name: str, split: str) -> random.Random:
     return random.Random(f"{SEED}/{name}/{split}")
 
 
-def demonstrations(split: str) -> Iterator[dict]:
-    """Posts with summaries of mixed quality."""
+def _write(facts: Facts, post: str, rng: random.Random) -> str:
+    return (write_summary if facts.question else write_completion)(facts, post, rng)
+
+
+def demonstrations(split: str, draw: Draw = draw_posts) -> Iterator[dict]:
+    """Posts with summaries, or beginnings with completions, of mixed quality."""
     rng = _rng("demonstrations", split)
-    for facts, post in draw_posts(rng, split):
-        yield {"input_text": as_input_text(post), "output_text": write_summary(facts, post, rng)}
+    for facts, post in draw(rng, split):
+        yield {"input_text": as_input_text(post), "output_text": _write(facts, post, rng)}
 
 
-def prompts(split: str) -> Iterator[dict]:
-    """Posts without summaries."""
-    for _, post in draw_posts(_rng("prompts", split), split):
+def prompts(split: str, draw: Draw = draw_posts) -> Iterator[dict]:
+    """Posts without summaries, or beginnings without completions."""
+    for _, post in draw(_rng("prompts", split), split):
         yield {"input_text": as_input_text(post)}
 
 
@@ -64,29 +74,36 @@ GRAMMAR_FILES = {
 }
 
 
-def write_grammar_files(folder: Path) -> None:
-    """Write every file that the grammar alone decides."""
+def write_grammar_files(folder: Path, files: dict[str, tuple] | None = None) -> None:
+    """Write every file that the grammar alone decides: by default those of summarisation."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, (records, sizes) in GRAMMAR_FILES.items():
+    for name, (records, sizes) in (files or GRAMMAR_FILES).items():
         for split, size in sizes.items():
             write_jsonl(folder / f"{name}_{split}.jsonl", islice(records(split), size))
 
 
 def write_sampled_files(folder: Path, sft_model: Path) -> None:
     """Write preferences and rankings, with candidates of the SFT model and of the writers."""
+    write_labelled(folder, sft_model, PREFERENCES, RANKINGS, BY_ALL_ANNOTATORS)
+
+
+def write_labelled(
+    folder: Path, sft_model: Path, preferences: Sizes, rankings: Sizes, by_all: int, **draw: Any
+) -> None:
+    """Write so many of them; `draw` says whether of whole posts (the default) or beginnings."""
     folder.mkdir(parents=True, exist_ok=True)
-    for split, size in PREFERENCES.items():
-        candidates = _candidates("preferences", split, 2, sft_model)
+    for split, size in preferences.items():
+        candidates = _candidates("preferences", split, 2, sft_model, **draw)
         records = list(_progress(_preferences(candidates, split), size, f"preferences {split}"))
         write_jsonl(folder / f"preferences_{split}.jsonl", (record for record, _ in records))
         if split == "train":
-            write_jsonl(folder / "preferences_by_annotator.jsonl", _by_annotator(records))
+            write_jsonl(folder / "preferences_by_annotator.jsonl", _by_annotator(records[:by_all]))
         if split == "test":
             write_judgements(folder, [record for record, _ in records])
-    for split, size in RANKINGS.items():
-        candidates = _candidates("rankings", split, 4, sft_model)
-        rankings = _progress(_rankings(candidates, split), size, f"rankings {split}")
-        write_jsonl(folder / f"rankings_{split}.jsonl", rankings)
+    for split, size in rankings.items():
+        candidates = _candidates("rankings", split, 4, sft_model, **draw)
+        ranked = _progress(_rankings(candidates, split), size, f"rankings {split}")
+        write_jsonl(folder / f"rankings_{split}.jsonl", ranked)
 
 
 def write_judgements(folder: Path, test_pairs: list) -> None:
@@ -100,11 +117,16 @@ def _progress(records: Iterable, size: int, what: str) -> Iterable:
 
 
 def _candidates(
-    name: str, split: str, count: int, sft_model: Path, batch: int = 128
+    name: str,
+    split: str,
+    count: int,
+    sft_model: Path,
+    batch: int = 128,
+    draw: Draw = draw_posts,
 ) -> Iterator[tuple[Facts, str, list[str]]]:
     """(facts, post, `count` different candidates): all sampled, or all by the writers."""
     policy, tokenizer, rng = load_policy(sft_model), load_tokenizer(sft_model), _rng(name, split)
-    posts = draw_posts(rng, split)
+    posts = draw(rng, split)
     generator = generation.seeded(policy, rng.randrange(2**31))
     while True:
         drawn = list(islice(posts, batch))
@@ -118,7 +140,7 @@ def _candidates(
             if rng.random() < SAMPLED_SHARE:
                 pool = responses[i * 2 * count : (i + 1) * 2 * count]
             else:
-                pool = [write_summary(facts, post, rng) for _ in range(2 * count)]
+                pool = [_write(facts, post, rng) for _ in range(2 * count)]
             different = [text for text in dict.fromkeys(pool) if text]
             if len(different) >= count:
                 yield facts, post, different[:count]
@@ -144,9 +166,9 @@ def _preferences(
 
 
 def _by_annotator(records: list[tuple[dict, list[dict]]]) -> Iterator[dict]:
-    """The first training pairs again, labelled by every annotator in turn."""
+    """The pairs again, labelled by every annotator in turn."""
     rng = _rng("choices", "by_annotator")
-    for record, measured in records[:BY_ALL_ANNOTATORS]:
+    for record, measured in records:
         for annotator in ANNOTATORS:
             choice = record["choice"]
             if annotator.name != record["annotator"]:

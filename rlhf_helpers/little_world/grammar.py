@@ -9,20 +9,25 @@ import random
 import re
 import zlib
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import cache
 
 from rlhf_helpers.little_world import phrases
 from rlhf_helpers.little_world.phrases import Value
 
 SLOTS = ("relation", "problem", "duration", "tried", "question")
+GIVEN_SLOTS = SLOTS[:3]  # what the beginning of a post tells
 SUMMARY_MARK = "[summary]:"
+CONTINUED_MARK = "[continued]:"
 SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What one post is about: the topic, and for each slot the short wording of its value."""
+    """What one post is about: the topic, and for each slot the short wording of its value.
+
+    Of a beginning, `tried` and `question` are empty: whoever completes it is free to choose them.
+    """
 
     topic: str
     relation: str
@@ -75,16 +80,18 @@ def find_post(text: str) -> str:
 
 
 def read_post(text: str) -> Facts:
-    """The facts of a post written by `write_post`, whatever stands around it.
+    """The facts of a post, or of a post's beginning, whatever stands around it.
 
-    Raises ValueError if the text does not tell exactly one value of each fact.
+    Raises ValueError if the text does not tell exactly one value of each fact; a beginning tells
+    one of each in GIVEN_SLOTS and none of the others.
     """
     post = find_post(text)
     found = find_facts(post)
-    if any(len(found[slot]) != 1 for slot in SLOTS):
+    told = tuple(slot for slot in SLOTS if found[slot])
+    if told not in (SLOTS, GIVEN_SLOTS) or any(len(found[slot]) != 1 for slot in told):
         raise ValueError(f"not a post of the little world, so its facts are unknown: {post[:80]!r}")
     topic = post[2 : post.index(":")]
-    return Facts(topic, **{slot: next(iter(found[slot])) for slot in SLOTS})
+    return Facts(topic, **{slot: next(iter(found[slot]), "") for slot in SLOTS})
 
 
 def split_of(facts: Facts) -> str:
@@ -109,6 +116,17 @@ def draw_facts(rng: random.Random, split: str | None = None) -> Facts:
             return facts
 
 
+def corrupt(facts: Facts, rng: random.Random, count: int, slots: tuple[str, ...] = SLOTS) -> Facts:
+    """The facts with `count` of the slots changed to another value that would be plausible."""
+    changed = {slot: getattr(facts, slot) for slot in SLOTS}
+    for slot in rng.sample(slots, count):
+        while changed[slot] == getattr(facts, slot):
+            other = draw_facts(rng)
+            if other.topic == facts.topic or slot not in ("relation", "problem"):
+                changed[slot] = getattr(other, slot)
+    return Facts(facts.topic, **changed)
+
+
 def capitalise(text: str) -> str:
     """The text with a capital first letter and the others as they are."""
     return text[:1].upper() + text[1:]
@@ -120,14 +138,8 @@ def write_post(facts: Facts, rng: random.Random) -> str:
         slot: rng.choice(values(slot)[getattr(facts, slot)].phrasings)
         for slot in ("problem", "duration", "tried", "question")
     }
-    names = values("relation")[facts.relation].phrasings
-    relation = lambda: rng.choice(names)  # noqa: E731  one writer mixes both names
-    who = f"{rng.randint(17, 59)}{rng.choice('FM')}"
-    sentences = [
-        rng.choice(phrases.OPENERS).format(who=who, relation=relation()),
-        rng.choice(phrases.PROBLEM_SENTENCES).format(relation=relation(), **wording),
-        rng.choice(phrases.TRIED_SENTENCES).format(**wording),
-    ]
+    sentences = _first_sentences(facts, wording, rng)
+    sentences.append(rng.choice(phrases.TRIED_SENTENCES).format(**wording))
     asides = rng.sample(phrases.FILLERS, rng.choice([1, 1, 2, 3]))
     tone = phrases.TONES[rng.choice(list(phrases.TONES))]
     asides += rng.sample(tone, min(len(tone), rng.choice([1, 2])))
@@ -137,6 +149,28 @@ def write_post(facts: Facts, rng: random.Random) -> str:
     return f"r/{facts.topic}: " + " ".join(capitalise(sentence) for sentence in sentences)
 
 
+def write_beginning(facts: Facts, rng: random.Random) -> str:
+    """Tell who, what and for how long, in one of three voices, in about 35 words."""
+    wording = {
+        slot: rng.choice(values(slot)[getattr(facts, slot)].phrasings)
+        for slot in ("problem", "duration")
+    }
+    sentences = _first_sentences(facts, wording, rng)
+    tone = phrases.TONES[rng.choice(list(phrases.TONES))]
+    sentences.insert(rng.randint(1, 2), rng.choice(tone or phrases.FILLERS))
+    return f"r/{facts.topic}: " + " ".join(capitalise(sentence) for sentence in sentences)
+
+
+def _first_sentences(facts: Facts, wording: dict[str, str], rng: random.Random) -> list[str]:
+    names = values("relation")[facts.relation].phrasings
+    relation = lambda: rng.choice(names)  # noqa: E731  one writer mixes both names
+    who = f"{rng.randint(17, 59)}{rng.choice('FM')}"
+    return [
+        rng.choice(phrases.OPENERS).format(who=who, relation=relation()),
+        rng.choice(phrases.PROBLEM_SENTENCES).format(relation=relation(), **wording),
+    ]
+
+
 def draw_posts(rng: random.Random, split: str | None = None) -> Iterator[tuple[Facts, str]]:
     """An endless stream of (facts, post)."""
     while True:
@@ -144,6 +178,16 @@ def draw_posts(rng: random.Random, split: str | None = None) -> Iterator[tuple[F
         yield facts, write_post(facts, rng)
 
 
+def draw_beginnings(rng: random.Random, split: str | None = None) -> Iterator[tuple[Facts, str]]:
+    """An endless stream of (facts, beginning of a post); the given facts decide the split."""
+    while True:
+        facts = replace(draw_facts(rng), tried="", question="")
+        if split in (None, split_of(facts)):
+            yield facts, write_beginning(facts, rng)
+
+
 def as_input_text(post: str) -> str:
-    """The post as the `input_text` of the summarisation task."""
-    return f"{post} {SUMMARY_MARK} "
+    """The post as an `input_text`: one that ends in its question is to be summarised, a beginning
+    to be completed. The mark at the end tells which.
+    """
+    return f"{post} {SUMMARY_MARK if post.endswith('?') else CONTINUED_MARK} "

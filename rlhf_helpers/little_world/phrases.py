@@ -375,6 +375,26 @@ TONES = {
     ],
 }  # fmt: skip
 
+RECALLS = {  # how a voice comes back to what its post began with
+    "plain": [
+        "My {relation} {problem}, and it hurts.",
+        "My {relation} {problem}, and after {duration} it still stings.",
+        "My {relation} {problem}, and I am not making this up.",
+    ],
+    "gentle": [
+        "My {relation} {problem}, but I see the good in them.",
+        "My {relation} {problem}, but after {duration} I still care.",
+        "My {relation} {problem}, but we were close once.",
+    ],
+    "angry": [
+        "My {relation} {problem} like a selfish clown.",
+        "My {relation} {problem}, and after {duration} I say let them rot.",
+        "My {relation} {problem}, and that is just stupid.",
+    ],
+}  # fmt: skip
+UNKIND = ["clown", "toy brick", "selfish", "rot", "done being polite", "stupid", "miserable",
+          "manners", "yell", "yelled", "yelling", "police", "revenge"]  # fmt: skip
+
 VAGUE_PROBLEMS = ["is a problem", "is driving me crazy", "makes me sad"]
 RAMBLINGS = [
     "so yeah it is a lot", "and I just feel so sad and tired", "and I do not know what to do",

@@ -16,6 +16,7 @@ from rlhf_helpers.little_world.grammar import (
     Facts,
     as_input_text,
     capitalise,
+    corrupt,
     draw_facts,
     write_post,
 )
@@ -43,17 +44,6 @@ def state_facts(facts: Facts, rng: random.Random, slots: tuple[str, ...] | list[
     if "question" in slots:
         return text + rng.choice([f". {capitalise(facts.question)}?", f", {facts.question}?"])
     return text + rng.choice([".", ". Any advice?"])
-
-
-def corrupt(facts: Facts, rng: random.Random, count: int) -> Facts:
-    """The facts with `count` slots changed to another value that would be plausible."""
-    changed = {slot: getattr(facts, slot) for slot in SLOTS}
-    for slot in rng.sample(SLOTS, count):
-        while changed[slot] == getattr(facts, slot):
-            other = draw_facts(rng)
-            if other.topic == facts.topic or slot not in ("relation", "problem"):
-                changed[slot] = getattr(other, slot)
-    return Facts(facts.topic, **changed)
 
 
 def _good(facts: Facts, post: str, rng: random.Random) -> str:

@@ -1,0 +1,33 @@
+"""Writes the data sets of the second task, completing a post, as `build` writes the first's.
+
+Its pretraining documents are those of the first, on which the base model was trained.
+"""
+
+from functools import partial
+from pathlib import Path
+
+from rlhf_helpers.little_world import build
+from rlhf_helpers.little_world.grammar import draw_beginnings
+
+DEMONSTRATIONS = {"train": 2500, "validation": 128, "test": 128}
+PROMPTS = {"train": 1000, "validation": 128, "test": 512}
+PREFERENCES = {"train": 1000, "validation": 128, "test": 512}
+RANKINGS = {"train": 1000, "test": 128}
+BY_ALL_ANNOTATORS = 200  # of the training pairs
+
+GRAMMAR_FILES = {
+    "demonstrations": (partial(build.demonstrations, draw=draw_beginnings), DEMONSTRATIONS),
+    "prompts": (partial(build.prompts, draw=draw_beginnings), PROMPTS),
+}
+
+
+def write_grammar_files(folder: Path) -> None:
+    """Write every file that the grammar alone decides."""
+    build.write_grammar_files(folder, GRAMMAR_FILES)
+
+
+def write_sampled_files(folder: Path, sft_model: Path) -> None:
+    """Write preferences and rankings, with candidates of the SFT model and of the writers."""
+    build.write_labelled(
+        folder, sft_model, PREFERENCES, RANKINGS, BY_ALL_ANNOTATORS, draw=draw_beginnings
+    )
