@@ -199,7 +199,7 @@ def test_l11_the_labeller_judges_the_answers_and_not_their_place(results):
 def test_l11_a_policy_learns_from_a_constitution(results):
     l11 = results["L11_rlaif"]
     assert l11["test_prompts"] >= 256
-    assert l11["gold_gain"] >= 0.4
+    assert l11["gold_gain"] >= 0.6
     assert l11["gold_gain"] == pytest.approx(l11["gold_rlaif"] - l11["gold_sft"], abs=1e-6)
     assert l11["gold_gain_rlhf"] >= 0.4
     assert l11["kl"] <= 3
