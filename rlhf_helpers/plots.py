@@ -282,14 +282,17 @@ def learning_curve(table: pd.DataFrame, key: str = "accuracy_gold") -> Axes:
 
 def methods(table: pd.DataFrame) -> np.ndarray:
     """Gold and win rate of `evaluation.compare_methods` against the distance, with 95% bars."""
-    panels = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")[1]
-    margins = [1.96 * table["gold_se"]] * 2
-    rates = [table["win_rate"] - table["win_rate_low"], table["win_rate_high"] - table["win_rate"]]
-    for axes, column, error in zip(panels, ("gold", "win_rate"), (margins, rates), strict=True):
+    panels = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")[1]
+    for axes, column in zip(panels, ("gold", "win_rate"), strict=True):
         axes = _axes(axes)
-        distance = np.sqrt(table["kl"].clip(lower=0))  # an estimate may lie below 0
-        axes.errorbar(distance, table[column], np.array(error), fmt="o", color=BLUE, ecolor=GREY)
-        for name, x, y in zip(table.index, distance, table[column], strict=True):
-            axes.annotate(name, (x, y), xytext=(5, 3), textcoords="offset points", fontsize=8)
+        for (name, row), colour, marker in zip(table.iterrows(), cycle(COLOURS), cycle("os^vDPX")):
+            margin = 1.96 * row["gold_se"]
+            low, high = row["gold"] - margin, row["gold"] + margin
+            if column == "win_rate":
+                low, high = row["win_rate_low"], row["win_rate_high"]
+            distance = np.sqrt(max(row["kl"], 0))  # an estimate may lie below 0
+            axes.plot(distance, row[column], marker, color=colour, label=name, linestyle="")
+            axes.vlines(distance, low, high, color=colour, alpha=0.5)
         axes.set(xlabel="sqrt(KL from SFT), nats", ylabel=column.replace("_", " "))
+    panels[1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return panels

@@ -129,9 +129,9 @@ def test_methods_stand_where_their_distance_puts_them_each_with_its_name():
     columns = ["gold", "gold_se", "win_rate", "win_rate_low", "win_rate_high", "kl"]
     rows = [[1.5, 0.1, 0.5, 0.4, 0.6, -0.01], [2.9, 0.1, 0.7, 0.65, 0.75, 4.0]]
     panels = plots.methods(pd.DataFrame(rows, ["SFT", "PPO"], columns))
-    assert [t.get_text() for t in panels[1].texts] == ["SFT", "PPO"]
-    assert panels[0].lines[0].get_xydata().tolist() == [[0.0, 1.5], [2.0, 2.9]]
-    assert panels[1].lines[0].get_ydata().tolist() == [0.5, 0.7]
+    assert [t.get_text() for t in panels[1].get_legend().get_texts()] == ["SFT", "PPO"]
+    assert [line.get_xydata().tolist() for line in panels[0].lines] == [[[0.0, 1.5]], [[2.0, 2.9]]]
+    assert [line.get_ydata().tolist() for line in panels[1].lines] == [[0.5], [0.7]]
 
 
 def test_a_table_of_texts_shows_html_as_text():
