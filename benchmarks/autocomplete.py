@@ -8,11 +8,7 @@ measured on the test split. `gain_in_sd` is `gold_gain` in standard deviations o
 gold.
 """
 
-import argparse
-from pathlib import Path
-
-import pandas as pd
-from chain import evaluate, write_table
+from chain import evaluate, main
 
 from rlhf_helpers.evaluation import evaluate_reward_model, standard_error
 from rlhf_helpers.reward_model import RewardModel
@@ -42,13 +38,5 @@ def measure_seed(seed: int) -> dict[str, float]:
     return row | {"reward_gain_sd": ppo[0]["reward"] - sft[0]["reward"], "kl": ppo[0]["kl"]}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    seeds = parser.parse_args().seeds
-    table = pd.DataFrame({f"seed {seed}": measure_seed(seed) for seed in seeds})
-    write_table(table, Path(__file__).with_suffix(".md"))
-
-
 if __name__ == "__main__":
-    main()
+    main(measure_seed, __file__, __doc__)

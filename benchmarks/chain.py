@@ -8,6 +8,7 @@ the README shows; everything is measured on the test split.
 
 import argparse
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -68,23 +69,19 @@ def evaluate(scale: Scale, stage: str, scorer: reward_model.RewardModel, tempera
     )  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(measure: Callable[[int], dict[str, float]], script: str, doc: str) -> None:
+    """Print and write the table of a script: a column a seed, their mean and its 95% interval."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     seeds = parser.parse_args().seeds
-    table = pd.DataFrame({f"seed {seed}": measure_seed(seed) for seed in seeds})
-    write_table(table, Path(__file__).with_suffix(".md"))
-
-
-def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Print and write a table with a column a seed, and their mean with its 95% interval."""
-    mean, spread, seeds = table.mean(axis=1), table.std(axis=1), table.shape[1]
+    table = pd.DataFrame({f"seed {seed}": measure(seed) for seed in seeds})
+    mean, spread = table.mean(axis=1), table.std(axis=1)
     table["mean"] = mean
-    table["± 95%"] = stats.t.ppf(0.975, seeds - 1) * spread / math.sqrt(seeds)
+    table["± 95%"] = stats.t.ppf(0.975, len(seeds) - 1) * spread / math.sqrt(len(seeds))
     text = table.round(3).to_markdown() + "\n"
     print(text)
-    path.write_text(text, encoding="utf-8")
+    Path(script).with_suffix(".md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    main(measure_seed, __file__, __doc__)

@@ -70,7 +70,8 @@ def attention() -> str:
 def compute_dtype() -> torch.dtype:
     """What weights of 4 bits are multiplied in: bfloat16 where the hardware is made for it.
 
-    GPUs before Ampere take float16. Most CPUs would be ten times slower than with float32.
+    GPUs before Ampere take float16. On a CPU with AVX2 alone the products took 14 times as long as
+    with float32.
     """
     if default_device().type == "cuda":
         made_for_it = torch.cuda.is_bf16_supported(including_emulation=False)

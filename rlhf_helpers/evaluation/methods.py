@@ -26,6 +26,8 @@ def compare_methods(
 ) -> pd.DataFrame:
     """One sampled answer to each prompt by every policy (name -> folder): a row a policy.
 
+    All read and write with the tokenizer of the `reference`, the SFT model.
+
     `gold` with its standard error; `gain` over the reference, prompt by prompt, with its own;
     `win_rate`, by gold, against the reference's answer, with a 95% interval; `kl` from the
     reference in nats a response; `words`.
@@ -63,11 +65,10 @@ def best_of_n_row(
     whole = [text + answer for text, answer in zip(np.repeat(texts, n), answers, strict=True)]
     scores = np.reshape(reward_model(whole), (-1, n))
     worth = np.reshape(gold_scores(whole), (-1, n))
-    best = worth[np.arange(len(worth)), scores.argmax(axis=1)]
-    chosen = np.reshape([len(answer.split()) for answer in answers], (-1, n))
-    words = chosen[np.arange(len(chosen)), scores.argmax(axis=1)].mean()
-    row = _row(pd.Series(best), pd.Series(worth[:, 0]))
-    return row | {"kl": float(best_of_n_kl(n)), "words": words}
+    words = np.reshape([len(answer.split()) for answer in answers], (-1, n))
+    best = (np.arange(len(prompts)), scores.argmax(axis=1))
+    row = _row(pd.Series(worth[best]), pd.Series(worth[:, 0]))
+    return row | {"kl": float(best_of_n_kl(n)), "words": words[best].mean()}
 
 
 def _row(after: pd.Series, before: pd.Series) -> dict[str, float]:
