@@ -24,9 +24,10 @@ from pathlib import Path
 import pandas as pd
 
 from rlhf_helpers import reward_model, schemas, sft
+from rlhf_helpers.configs import RewardConfig
 from rlhf_helpers.evaluation import evaluate_reward_model
 from rlhf_helpers.models import load_tokenizer, matmul_precision
-from rlhf_helpers.scales import RewardConfig, Scale
+from rlhf_helpers.scales import Scale
 from rlhf_helpers.sources import rankings_to_preferences
 
 TEXTS = 32  # a batch

@@ -9,6 +9,7 @@ arXiv:2310.12036, eq. 17); as its authors do, TRL takes these ratios per token.
 
 import time
 from typing import Any
+from unittest import mock
 
 import torch
 from datasets import Dataset
@@ -16,22 +17,25 @@ from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig as TRLConfig
 from trl import DPOTrainer
 
+from rlhf_helpers import processes
+from rlhf_helpers.configs import DPOConfig
 from rlhf_helpers.models import add_lora, load_policy, load_tokenizer, merge_adapter
-from rlhf_helpers.scales import DPOConfig
 from rlhf_helpers.schemas import (
     DataError,
     Preference,
     format_prompt,
     format_response,
     ranking_to_pairs,
-    read_comparisons,
 )
 from rlhf_helpers.training import (
     Result,
+    held_out_rows,
+    read_some,
     run_trainer,
     save_stage,
     score_only_responses,
     trl_arguments,
+    whole_weights,
 )
 
 
@@ -42,6 +46,15 @@ class PairTrainer(DPOTrainer):
         """The rows as they are: TRL would make them of texts, in its own way."""
         return dataset
 
+    def _precompute_ref_logps(self, dataset: Dataset, *arguments: Any, **keywords: Any) -> Dataset:
+        """What the reference thinks of the rows, in a file that the first process writes.
+
+        All read the same one: a data set in memory would look for it in another place in each.
+        """
+        path = processes.gather(dataset._get_cache_file_path(""))[0]
+        with mock.patch.object(dataset, "_get_cache_file_path", return_value=path):
+            return super()._precompute_ref_logps(dataset, *arguments, **keywords)
+
 
 def train(config: DPOConfig, resume: bool = False) -> Result:
     """Train the SFT model, which is also the reference, on pairs.
@@ -50,11 +63,9 @@ def train(config: DPOConfig, resume: bool = False) -> Result:
     trained, on weights of `bits` bits, and merged at the end. Raises DataError for a bad data set;
     pairs that cutting makes equal are dropped and counted.
     """
-    records = read_comparisons(config.data)[: config.pairs]
+    records = read_some(config.data, "preferences", config.pairs)
     tokenizer = load_tokenizer(config.model)
-    pairs = [pair for record in records for pair in pairs_of(record)]
-    rows = [encode_pair(pair, tokenizer, config) for pair in pairs]
-    rows = [row for row in rows if row["chosen_ids"] != row["rejected_ids"]]
+    rows = encode_pairs(records, tokenizer, config)
     if not rows:
         raise DataError(
             f"{config.data}: every pair ties, or is equal after cutting to {config.max_length} "
@@ -78,7 +89,16 @@ def train(config: DPOConfig, resume: bool = False) -> Result:
         "dropped_pairs": len(records) - len(rows),
         "seconds": seconds,
     }
-    return save_stage(config, model, tokenizer, metrics, history)
+    return save_stage(config, model, tokenizer, metrics, history, whole_weights(trainer))
+
+
+def encode_pairs(
+    records: list, tokenizer: PreTrainedTokenizerBase, config: DPOConfig
+) -> list[dict[str, Any]]:
+    """A row for every preference, and for the ends of every ranking, that still differ."""
+    pairs = [pair for record in records for pair in pairs_of(record)]
+    rows = [encode_pair(pair, tokenizer, config) for pair in pairs]
+    return [row for row in rows if row["chosen_ids"] != row["rejected_ids"]]
 
 
 def encode_pair(
@@ -143,7 +163,11 @@ def preference_trainer(
     torch.manual_seed(config.seed)  # the adapter
     model = load_policy(config.model, config.bits)
     if config.lora_rank:
-        model = add_lora(model, config.lora_rank)
+        model = add_lora(model, config.lora_rank, config.lora_dropout)
+
+    def encode(records: list) -> list[dict]:
+        return encode_pairs(records, tokenizer, config)
+
     arguments = trl_arguments(
         config,
         logging_steps=1,  # the numbers are computed anyway, and runs are short
@@ -153,5 +177,5 @@ def preference_trainer(
     )
     return PairTrainer(
         model, args=TRLConfig(**arguments), train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
+        eval_dataset=held_out_rows(config, "preferences", encode), processing_class=tokenizer,
     )  # fmt: skip

@@ -22,10 +22,13 @@ logger = logging.getLogger(__name__)
 
 # What classifiers call the layers above the trunk: new, so they are trained whole and kept exact.
 HEADS = ["score", "classifier", "pooler"]
+PRECISIONS = ("bfloat16", "float16", "float32")
 
 
 def default_device() -> torch.device:
-    """The GPU if there is one, else Apple's, else the CPU."""
+    """The GPU if there is one, else Apple's, else the CPU. RLHF_DEVICE overrides the choice."""
+    if choice := os.environ.get("RLHF_DEVICE", ""):
+        return torch.device(choice)
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -68,17 +71,32 @@ def attention() -> str:
 
 
 def compute_dtype() -> torch.dtype:
-    """What weights of 4 bits are multiplied in: bfloat16 where the hardware is made for it.
+    """What weights of 4 bits are multiplied in, and on GPUs all matrices of TRL's stages.
 
-    GPUs before Ampere take float16. On a CPU with AVX2 alone the products took 14 times as long as
-    with float32.
+    bfloat16 where the hardware is made for it; GPUs before Ampere take float16. On a CPU with AVX2
+    alone the products took 14 times as long as with float32. RLHF_PRECISION overrides the choice.
     """
+    if choice := os.environ.get("RLHF_PRECISION", ""):
+        if choice not in PRECISIONS:
+            raise ValueError(f"RLHF_PRECISION is {choice}; choose one of {', '.join(PRECISIONS)}")
+        return getattr(torch, choice)
     if default_device().type == "cuda":
         made_for_it = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if made_for_it else torch.float16
     found = torch.cpu.get_capabilities()
     made_for_it = any(has for name, has in found.items() if name.endswith("bf16"))
     return torch.bfloat16 if made_for_it else torch.float32
+
+
+def describe_device() -> str:
+    """In one line: the device, and how numbers are multiplied on it."""
+    device = default_device()
+    name = f"{device.type} ({torch.cuda.get_device_name()})" if device.type == "cuda" else device
+    precision = str(compute_dtype()).removeprefix("torch.")
+    return (
+        f"device {name}, {attention()} attention, float32 matrices at {matmul_precision()!r} "
+        f"precision, quantised weights in {precision}"
+    )
 
 
 def existing(path: str | Path) -> str | Path:
@@ -184,10 +202,11 @@ def load_classifier(path: str | Path, bits: int = 32) -> PreTrainedModel:
     return without_dropout(model)
 
 
-def add_lora(model: PreTrainedModel, rank: int) -> PeftModel:
+def add_lora(model: PreTrainedModel, rank: int, dropout: float = 0.0) -> PeftModel:
     """Freeze the model and put a LoRA adapter (Hu et al. 2021) on every linear layer.
 
-    A classifier's head has no adapter: it is trained whole.
+    A classifier's head has no adapter: it is trained whole. Of quantised weights (QLoRA, Dettmers
+    et al. 2023) what is not quantised, such as norms and head, is kept in float32.
     """
     if getattr(model, "is_quantized", False):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
@@ -198,7 +217,7 @@ def add_lora(model: PreTrainedModel, rank: int) -> PeftModel:
     config = LoraConfig(
         r=rank,
         lora_alpha=2 * rank,
-        lora_dropout=0.0,
+        lora_dropout=dropout,
         target_modules="all-linear",
         task_type="SEQ_CLS" if classifier else "CAUSAL_LM",
         modules_to_save=HEADS if classifier else None,
@@ -213,14 +232,20 @@ def merge_adapter(
 ) -> PreTrainedModel:
     """A standalone model: the adapter added to the unquantised weights of `base`.
 
-    `load` loads these: `load_policy`, or `load_classifier`, whose trained head is kept.
+    `load` loads these: `load_policy`, or `load_classifier`, whose trained head is kept. They are
+    added in float32, so that the sum is rounded once, where it is saved in 16 bits.
     """
     if not getattr(model.get_base_model(), "is_quantized", False):
-        return model.merge_and_unload()
+        return model.merge_and_unload().to(merged_dtype())
     fresh = add_lora(load(base), model.peft_config["default"].r)
     trained = ("lora_", "modules_to_save")
     adapter = {k: v.float() for k, v in model.state_dict().items() if any(t in k for t in trained)}
     missing = fresh.load_state_dict(adapter, strict=False).unexpected_keys
     if missing:
         raise RuntimeError(f"the adapter does not fit {base}: {missing[:3]}")
-    return fresh.merge_and_unload()
+    return fresh.merge_and_unload().to(merged_dtype())
+
+
+def merged_dtype() -> torch.dtype:
+    """What merged weights are kept in: bfloat16 on GPUs, where models are large."""
+    return torch.bfloat16 if default_device().type == "cuda" else torch.float32

@@ -13,12 +13,13 @@ a validation set falls, and the data hold samples alone, without the first demon
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_helpers import generation, sft
-from rlhf_helpers.scales import SFTConfig
+from rlhf_helpers.configs import SFTConfig
 from rlhf_helpers.schemas import Prompt, format_prompt, write_jsonl
 from rlhf_helpers.training import Result
 
@@ -102,7 +103,7 @@ def improve(kept: pd.DataFrame, config: SFTConfig) -> Result:
     The same stage as on people's demonstrations, `sft.train`. In the paper the model is what the
     last Improve step has left, and the learning rate is lower at each.
     """
-    config.data.parent.mkdir(parents=True, exist_ok=True)
+    Path(config.data).parent.mkdir(parents=True, exist_ok=True)
     write_jsonl(config.data, kept.to_dict("records"))
     return sft.train(config)
 

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl import RewardConfig as TRLConfig
 from trl import RewardTrainer
 
-from rlhf_helpers import generation
+from rlhf_helpers import generation, streams
+from rlhf_helpers.configs import RewardConfig
 from rlhf_helpers.kwise import (
     KwiseTrainer,
     add_rank_scores,
@@ -32,16 +33,26 @@ from rlhf_helpers.models import (
     merge_adapter,
 )
 from rlhf_helpers.preference_loss import kwise_loss, pairwise_loss
-from rlhf_helpers.scales import RewardConfig
 from rlhf_helpers.schemas import (
     DataError,
     Preference,
     format_prompt,
     format_response,
     read_comparisons,
-    read_prompts,
 )
-from rlhf_helpers.training import Result, run_trainer, save_stage, trl_arguments
+from rlhf_helpers.training import (
+    Encode,
+    Result,
+    held_out_rows,
+    last_logged,
+    read_some,
+    run_trainer,
+    save_stage,
+    stream_steps,
+    streamed_rows,
+    trl_arguments,
+    whole_weights,
+)
 
 __all__ = [
     "PairTrainer", "RewardModel", "append_eos", "candidate_texts", "encode_pairs",
@@ -189,22 +200,10 @@ def train(config: RewardConfig, resume: bool = False) -> Result:
     at the end. Raises DataError for a bad data set; records of which cutting leaves nothing to
     compare are dropped and counted.
     """
-    records = read_comparisons(config.data)[: config.pairs]
-    ranked = "candidates" in records[0]
-    if config.objective == "scores" and not ranked:
-        raise ValueError(f"{config.data}: pairs have no ranks to score. Give rankings.")
-    if config.bits != 32 and not config.lora_rank:
-        raise ValueError(f"weights of {config.bits} bits cannot be trained: set lora_rank too")
-    prompts = read_prompts(config.prompts)[: config.calibration_prompts]
+    records = None if streams.is_stream(config.data) else _records(config)
+    prompts = read_some(config.prompts, "prompts", config.calibration_prompts)
     tokenizer = append_eos(load_tokenizer(config.model), config.max_length)
-    encode: Any = encode_rankings if ranked else encode_pairs
-    rows = encode(records, tokenizer, config.instruction)
-    what = "ranking" if ranked else "pair"
-    if not rows:
-        raise DataError(
-            f"{config.data}: every {what} is equal after cutting to {config.max_length} tokens. "
-            "Raise --max-length."
-        )
+    rows, counts = _rows(config, records, tokenizer)
     trainer = _trainer(config, rows, tokenizer)
     seconds = run_trainer(trainer, config, resume)
     model = trainer.model
@@ -215,28 +214,67 @@ def train(config: RewardConfig, resume: bool = False) -> Result:
     history = [row for row in trainer.state.log_history if "loss" in row]
     metrics = {
         "accuracy": sum(row["accuracy"] for row in history[-10:]) / max(1, len(history[-10:])),
-        f"{what}s": len(rows),
-        f"dropped_{what}s": len(records) - len(rows),
+        **counts,
+        **last_logged(trainer, "eval_loss"),
         "seconds": seconds,
     }
-    return save_stage(config, reward_model.model, tokenizer, metrics, history)
+    return save_stage(
+        config, reward_model.model, tokenizer, metrics, history, whole_weights(trainer)
+    )
 
 
-def _trainer(config: RewardConfig, rows: list[dict], tokenizer: PreTrainedTokenizerBase) -> Trainer:
+def _records(config: RewardConfig) -> list:
+    """All preferences or rankings of a file; ranks are needed to learn scores."""
+    records = read_comparisons(config.data)[: config.pairs]
+    if config.objective == "scores" and "candidates" not in records[0]:
+        raise ValueError(f"{config.data}: pairs have no ranks to score. Give rankings.")
+    return records
+
+
+def _rows(
+    config: RewardConfig, records: list | None, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[dict] | IterableDataset, dict[str, int]]:
+    """The rows to train on; of a file also how many there are, and how many were dropped."""
+    encode = _encoder(config, tokenizer)
+    if records is None:
+        return streamed_rows(config.data, "preferences", encode, config.pairs, config.seed), {}
+    rows, what = encode(records), "ranking" if "candidates" in records[0] else "pair"
+    if not rows:
+        raise DataError(
+            f"{config.data}: every {what} is equal after cutting to {config.max_length} tokens. "
+            "Raise --max-length."
+        )
+    return rows, {f"{what}s": len(rows), f"dropped_{what}s": len(records) - len(rows)}
+
+
+def _encoder(config: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> Encode:
+    def encode(records: list) -> list[dict]:
+        encode_all: Any = encode_rankings if "candidates" in records[0] else encode_pairs
+        return encode_all(records, tokenizer, config.instruction)
+
+    return encode
+
+
+def _trainer(
+    config: RewardConfig, rows: list[dict] | IterableDataset, tokenizer: PreTrainedTokenizerBase
+) -> Trainer:
     """The trainer for these rows, with a new head on the model."""
     torch.manual_seed(config.seed)  # the new head, and the adapter
     model = load_classifier(config.model, config.bits)
     if config.lora_rank:
-        model = add_lora(model, config.lora_rank)
+        model = add_lora(model, config.lora_rank, config.lora_dropout)
+    streamed = not isinstance(rows, list)
     arguments = TRLConfig(
         **trl_arguments(
             config,
-            weight_decay=config.weight_decay,
             center_rewards_coefficient=config.center_rewards_coefficient,
             remove_unused_columns=False,  # the sampler needs `length`
+            **({"max_steps": stream_steps(config, config.pairs)} if streamed else {}),
         )
     )
-    if "ranking" in rows[0]:
+    if isinstance(rows, list) and "ranking" in rows[0]:
+        if config.eval_data:
+            raise ValueError(f"{config.data}: rankings are trained on without eval_data")
         if config.objective == "scores":
             add_rank_scores(rows)
         return KwiseTrainer(
@@ -244,7 +282,9 @@ def _trainer(config: RewardConfig, rows: list[dict], tokenizer: PreTrainedTokeni
         )
     trainer = PairTrainer(
         model, arguments, label_smoothing=config.label_smoothing,
-        train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
+        train_dataset=Dataset.from_list(rows) if isinstance(rows, list) else rows,
+        eval_dataset=held_out_rows(config, "preferences", _encoder(config, tokenizer)),
+        processing_class=tokenizer,
     )  # fmt: skip
     for parameter in model.parameters():
         if parameter.requires_grad:  # TRL rounds what is trained above quantised weights

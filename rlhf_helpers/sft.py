@@ -1,20 +1,33 @@
 """Stage 1: supervised fine-tuning on demonstrations, with TRL's SFTTrainer."""
 
+from typing import Any
+
 import torch
-from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig as TRLConfig
 from trl import SFTTrainer
 
+from rlhf_helpers import streams
+from rlhf_helpers.configs import SFTConfig
 from rlhf_helpers.models import add_lora, load_policy, load_tokenizer, merge_adapter
-from rlhf_helpers.scales import SFTConfig
-from rlhf_helpers.schemas import (
-    Demonstration,
-    format_prompt,
-    format_response,
-    read_demonstrations,
+from rlhf_helpers.packing import packing_strategy
+from rlhf_helpers.schemas import Demonstration, format_prompt, format_response, read_demonstrations
+from rlhf_helpers.training import (
+    Encode,
+    Result,
+    held_out_rows,
+    last_logged,
+    read_some,
+    run_trainer,
+    save_stage,
+    stream_steps,
+    streamed_rows,
+    trl_arguments,
+    whole_weights,
 )
-from rlhf_helpers.training import Result, run_trainer, save_stage, trl_arguments
+
+KIND = "demonstrations"
 
 
 def encode_demonstration(
@@ -37,27 +50,48 @@ def train(config: SFTConfig, resume: bool = False) -> Result:
     With `lora_rank` only a LoRA adapter is trained, on weights of `bits` bits; it is merged into
     the full-precision model at the end. Raises DataError for a bad data set.
     """
-    records = read_demonstrations(config.data)
+    streamed = streams.is_stream(config.data)
+    records = [] if streamed else read_demonstrations(config.data)[: config.demonstrations]
     tokenizer = load_tokenizer(config.model)
+
+    def encode(records: list[Demonstration]) -> list[dict]:
+        return [encode_demonstration(record, tokenizer, config) for record in records]
+
+    rows: list[dict] | IterableDataset = encode(records)
+    if streamed:
+        rows = streamed_rows(config.data, KIND, encode, config.demonstrations, config.seed)
     model = load_policy(config.model, config.bits)
+    arguments = _row_arguments(config, rows, encode, model)
     torch.manual_seed(config.seed)  # the adapter
     if config.lora_rank:
-        model = add_lora(model, config.lora_rank)
-    elif config.bits != 32:
-        raise ValueError(f"weights of {config.bits} bits cannot be trained: set lora_rank too")
-    rows = [encode_demonstration(record, tokenizer, config) for record in records]
+        model = add_lora(model, config.lora_rank, config.lora_dropout)
     trainer = SFTTrainer(
-        model,
-        TRLConfig(**trl_arguments(config)),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-    )
+        model, TRLConfig(**trl_arguments(config, **arguments)),
+        train_dataset=Dataset.from_list(rows) if isinstance(rows, list) else rows,
+        eval_dataset=held_out_rows(config, KIND, encode), processing_class=tokenizer,
+    )  # fmt: skip
     seconds = run_trainer(trainer, config, resume)
     history = [row for row in trainer.state.log_history if "loss" in row]
     model = merge_adapter(trainer.model, config.model) if config.lora_rank else trainer.model
-    metrics = {
-        "loss": history[-1]["loss"] if history else trainer.state.log_history[-1]["train_loss"],
-        "demonstrations": len(records),
-        "seconds": seconds,
-    }
-    return save_stage(config, model, tokenizer, metrics, history)
+    logged = last_logged(trainer, "loss", "train_loss", "eval_loss")
+    metrics = {"loss": logged.get("loss", logged.pop("train_loss")), "seconds": seconds} | logged
+    if not streamed:
+        metrics["demonstrations"] = len(records)
+    return save_stage(config, model, tokenizer, metrics, history, whole_weights(trainer))
+
+
+def _row_arguments(
+    config: SFTConfig, rows: list[dict] | IterableDataset, encode: Encode, model: PreTrainedModel
+) -> dict[str, Any]:
+    """What TRL has to know of the rows: how to pack them, and how many steps a stream takes."""
+    arguments: dict[str, Any] = {}
+    if config.packing:
+        arguments |= {"packing": True, "packing_strategy": packing_strategy(model)}
+        arguments |= {"max_length": config.max_length, "eval_packing": False}
+    if not isinstance(rows, list):
+        rows_a_record = 1.0
+        if config.packing:  # records as long as the first ones
+            sizes = [len(row["input_ids"]) for row in encode(read_some(config.data, KIND, 200))]
+            rows_a_record = sum(sizes) / len(sizes) / config.max_length
+        arguments["max_steps"] = stream_steps(config, config.demonstrations, rows_a_record)
+    return arguments

@@ -5,16 +5,21 @@ A stage writes into its folder: the model and tokenizer (`from_pretrained` loads
 """
 
 import importlib
+import itertools
+import math
+import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
+from accelerate import DistributedType
+from datasets import Dataset, IterableDataset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 from transformers import (
@@ -27,14 +32,24 @@ from transformers import (
 )
 from transformers.integrations import TensorBoardCallback
 
-from rlhf_helpers import processes
+from rlhf_helpers import processes, schemas, streams
+from rlhf_helpers.configs import StageConfig, TRLStageConfig
+from rlhf_helpers.models import compute_dtype, default_device
 from rlhf_helpers.runs import write_json
-from rlhf_helpers.scales import DPOConfig, RewardConfig, Scale, SFTConfig, StageConfig
+from rlhf_helpers.scales import Scale
 
 # stage -> module with its `train`
 STAGES = {"sft": "sft", "reward": "reward_model", "ppo": "ppo", "dpo": "dpo"}
 
-TRLStageConfig = SFTConfig | RewardConfig | DPOConfig
+# kind of record -> what reads a whole JSONL file of them, strictly
+READERS: dict[str, Callable[[Any], list]] = {
+    "demonstrations": schemas.read_demonstrations,
+    "preferences": schemas.read_comparisons,
+    "prompts": schemas.read_prompts,
+}
+HELD_OUT = 1000  # records of `eval_data` that are looked at, at most
+
+Encode = Callable[[list], list[dict[str, Any]]]  # rows of tokens from records
 
 
 @dataclass
@@ -47,7 +62,11 @@ class Result:
 
 
 def train_stage(stage: str, config: StageConfig, resume: bool = False) -> Result:
-    """Run the stage of this name: `train(config)` of its module."""
+    """Run the stage of this name: `train(config)` of its module.
+
+    Started by a launcher, it joins the other processes first, so that each takes its own device.
+    """
+    processes.start()
     return importlib.import_module(f"rlhf_helpers.{STAGES[stage]}").train(config, resume)
 
 
@@ -58,8 +77,37 @@ def train_missing(scale: Scale, *stages: str) -> None:
             train_stage(stage, scale.config(stage))
 
 
+def read_some(data: str | Path, kind: str, limit: int | None) -> list[Any]:
+    """The first records of a file, or of a named source, of which no more is read."""
+    if streams.is_stream(data):
+        return list(itertools.islice(streams.stream(data, kind, buffer=0), limit))
+    return READERS[kind](data)[:limit]
+
+
+def streamed_rows(
+    data: str | Path, kind: str, encode: Encode, limit: int | None, seed: int
+) -> IterableDataset:
+    """The records of a named source as rows to train on: read as they are used, and shuffled."""
+    records = streams.stream(data, kind, seed)
+    records = records if limit is None else records.take(limit)
+
+    def rows_of(columns: dict[str, list]) -> dict[str, list]:
+        batch = zip(*columns.values(), strict=True)
+        rows = encode([dict(zip(columns, record, strict=True)) for record in batch])
+        return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
+
+    return records.map(rows_of, batched=True, batch_size=64, remove_columns=records.column_names)
+
+
+def stream_steps(config: TRLStageConfig, limit: int | None, rows_a_record: float = 1) -> int:
+    """A stream has no length, so TRL is told how many steps the epochs take."""
+    records = min(limit or math.inf, streams.count_rows(config.data))
+    return math.ceil(records * rows_a_record * config.epochs / config.batch_size)
+
+
 def trl_arguments(config: TRLStageConfig, **arguments: Any) -> dict[str, Any]:
     """The settings that SFT, reward model and DPO pass on to TRL in the same way."""
+    on_gpu = default_device().type == "cuda"
     return {
         "output_dir": str(config.output_dir / "checkpoints"),
         "num_train_epochs": config.epochs,
@@ -68,22 +116,49 @@ def trl_arguments(config: TRLStageConfig, **arguments: Any) -> dict[str, Any]:
         "ddp_find_unused_parameters": False,  # there are none, and looking for them takes time
         "learning_rate": config.learning_rate,
         "warmup_steps": config.warmup_steps,
-        "lr_scheduler_type": "linear",
+        "lr_scheduler_type": config.lr_scheduler_type,
+        "weight_decay": config.weight_decay,
         "adam_beta2": 0.98,
         "train_sampling_strategy": "group_by_length",
         "max_length": None,  # cut by us, so that no record disappears
-        "bf16": False,
-        "use_cpu": not torch.cuda.is_available() and not torch.backends.mps.is_available(),
+        "bf16": on_gpu and compute_dtype() == torch.bfloat16,
+        "fp16": on_gpu and compute_dtype() == torch.float16,
+        "use_cpu": default_device().type == "cpu",
         "logging_steps": 5,
         "logging_first_step": True,
         "save_steps": config.save_steps,
         "save_total_limit": 1,
-        "activation_checkpointing": False,  # TRL would trade a fifth of the speed for memory
+        "activation_checkpointing": config.gradient_checkpointing,
         "disable_tqdm": True,  # see `Progress`
         "report_to": "none",  # the log folder is ours to name: see `run_trainer`
         "seed": config.seed,
+        **(_evaluation_arguments(config) if config.eval_data else {}),
         **arguments,
     }
+
+
+def _evaluation_arguments(config: TRLStageConfig) -> dict[str, Any]:
+    """Measure the loss on held-out data whenever a checkpoint is written."""
+    return {
+        "eval_strategy": "steps",
+        "eval_steps": config.save_steps,
+        "per_device_eval_batch_size": config.batch_size,
+        "prediction_loss_only": True,  # the logits of all records would not fit
+    }
+
+
+def held_out_rows(config: TRLStageConfig, kind: str, encode: Encode) -> Dataset | None:
+    """The first records of the config's `eval_data` as rows."""
+    if config.eval_data is None:
+        return None
+    return Dataset.from_list(encode(read_some(config.eval_data, kind, HELD_OUT)))
+
+
+def last_logged(trainer: Trainer, *names: str) -> dict[str, float]:
+    """What was logged last under these names, as far as it was."""
+    log = trainer.state.log_history
+    found = {name: [row[name] for row in log if name in row] for name in names}
+    return {name: values[-1] for name, values in found.items() if values}
 
 
 class Progress(TrainerCallback):
@@ -122,13 +197,45 @@ def run_trainer(trainer: Trainer, config: TRLStageConfig, resume: bool) -> float
     """Train, with logs in the stage's folder; returns the seconds it took."""
     start_stage(config, resume)
     trainer.remove_callback(PrinterCallback)
-    if processes.rank() == 0:
-        trainer.add_callback(Progress())
-        trainer.add_callback(TensorBoardCallback(SummaryWriter(config.output_dir / "logs")))
     started = time.perf_counter()
-    with score_only_responses():
+    main = processes.rank() == 0
+    with score_only_responses(), log_writer(config) if main else nullcontext() as writer:
+        if writer is not None:
+            trainer.add_callback(Progress())
+            trainer.add_callback(TensorBoardCallback(writer))
         trainer.train(resume_from_checkpoint=resume)
     return time.perf_counter() - started
+
+
+@contextmanager
+def log_writer(config: StageConfig) -> Iterator[SummaryWriter]:
+    """Writes TensorBoard logs below the stage's folder, and what goes there to W&B if asked to.
+
+    Without an account nothing waits for one: W&B's files stay in the stage's folder then, and
+    `wandb sync` sends them later. Raises ModuleNotFoundError where W&B is asked for and missing.
+    """
+    with ExitStack() as stack:
+        if config.report_to == "wandb":
+            stack.enter_context(_wandb_run(config))
+        yield stack.enter_context(SummaryWriter(config.output_dir / "logs"))
+
+
+def _wandb_run(config: StageConfig) -> AbstractContextManager:
+    try:
+        import wandb
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "--report-to wandb needs Weights & Biases: pip install wandb"
+        ) from None
+    has_account = wandb.login(prompt=False)
+    return wandb.init(
+        project=os.environ.get("WANDB_PROJECT", "rlhf_helpers"),
+        name=str(config.output_dir.relative_to(config.output_dir.parents[1])),
+        dir=config.output_dir,
+        config=settings(config),
+        mode=None if has_account or "WANDB_MODE" in os.environ else "offline",
+        sync_tensorboard=True,
+    )
 
 
 def start_stage(config: StageConfig, resume: bool) -> None:
@@ -169,22 +276,36 @@ def load_checkpoint(output_dir: Path, device: torch.device) -> dict[str, Any]:
     return torch.load(last / "state.pt", map_location=device)
 
 
+def whole_weights(trainer: Trainer) -> dict[str, torch.Tensor] | None:
+    """The weights of a model that FSDP or ZeRO has spread over the processes, in the first one."""
+    accelerator = trainer.accelerator
+    if accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        return None
+    return accelerator.get_state_dict(trainer.model_wrapped)
+
+
+def settings(config: StageConfig) -> dict[str, Any]:
+    """The config as JSON can hold it."""
+    return {key: str(v) if isinstance(v, Path) else v for key, v in asdict(config).items()}
+
+
 def save_stage(
     config: StageConfig,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     metrics: dict[str, float],
     history: list[dict[str, Any]],
+    weights: dict[str, torch.Tensor] | None = None,
 ) -> Result:
     """Write the model, its tokenizer and `metrics.json`, which comes last: it says 'complete'.
 
-    Of several processes the first one writes, and the others wait for it.
+    Of several processes the first one writes, and the others wait for it. `weights` are those of
+    a model that is spread over the processes.
     """
     if processes.rank() == 0:
-        model.save_pretrained(config.output_dir)
+        model.save_pretrained(config.output_dir, state_dict=weights)
         tokenizer.save_pretrained(config.output_dir)
-        settings = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(config).items()}
-        report = {"metrics": metrics, "config": settings, "history": history}
+        report = {"metrics": metrics, "config": settings(config), "history": history}
         write_json(config.output_dir / "metrics.json", report)
     processes.wait()
     return Result(config.output_dir, metrics, history)

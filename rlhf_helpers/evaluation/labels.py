@@ -15,8 +15,8 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit
 
 from rlhf_helpers import reward_model as stage
+from rlhf_helpers.configs import RewardConfig
 from rlhf_helpers.reward_model import RewardModel, candidate_texts
-from rlhf_helpers.scales import RewardConfig
 from rlhf_helpers.schemas import Preference, write_jsonl
 
 

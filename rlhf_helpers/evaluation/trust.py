@@ -14,11 +14,11 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, cohen_kappa_score, precision_recall_fscore_support
 
 from rlhf_helpers import reward_model as stage
+from rlhf_helpers.configs import RewardConfig
 from rlhf_helpers.evaluation.metrics import evaluate_reward_model, wilson_interval
 from rlhf_helpers.little_world.annotators import measure
 from rlhf_helpers.little_world.grammar import find_post, read_post
 from rlhf_helpers.reward_model import RewardModel
-from rlhf_helpers.scales import RewardConfig
 from rlhf_helpers.schemas import Preference, Ranking, ranking_to_pairs, read_comparisons
 
 # Aspect -> how much of that fault `measure` counts.

@@ -14,9 +14,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rlhf_helpers.configs import PPORunConfig, RewardConfig, StageConfig
 from rlhf_helpers.pipelines.google_models import MODELS, model_key
 from rlhf_helpers.runs import write_json
-from rlhf_helpers.scales import PPORunConfig, RewardConfig, Scale, StageConfig
+from rlhf_helpers.scales import Scale
 from rlhf_helpers.schemas import (
     Preference,
     Prompt,

@@ -10,6 +10,7 @@
 `pretraining` and `statistics` are its parts, `run` goes from folders to a folder.
 """
 
+from rlhf_helpers.configs import PPOConfig, PPORunConfig
 from rlhf_helpers.ppo.maths import (
     adapted_kl_coef,
     final_scores,
@@ -25,7 +26,6 @@ from rlhf_helpers.ppo.maths import (
 from rlhf_helpers.ppo.rollout import Rollout
 from rlhf_helpers.ppo.run import prompt_batches, train
 from rlhf_helpers.ppo.trainer import PPOTrainer
-from rlhf_helpers.scales import PPOConfig, PPORunConfig
 
 __all__ = [
     "PPOConfig",

@@ -1,13 +1,15 @@
 """A whole PPO run, from an SFT model and a reward model to a better policy, all in folders."""
 
 import contextlib
+import itertools
+from collections.abc import Iterable, Iterator
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
-from tqdm.auto import trange
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_helpers import processes
+from rlhf_helpers import processes, streams
+from rlhf_helpers.configs import PPORunConfig
 from rlhf_helpers.models import (
     add_lora,
     load_policy,
@@ -19,11 +21,11 @@ from rlhf_helpers.models import (
 from rlhf_helpers.ppo import critic
 from rlhf_helpers.ppo.trainer import PPOTrainer
 from rlhf_helpers.reward_model import RewardModel
-from rlhf_helpers.scales import PPORunConfig
 from rlhf_helpers.schemas import Prompt, format_prompt, read_prompts, read_texts
 from rlhf_helpers.training import (
     Result,
     load_checkpoint,
+    log_writer,
     save_checkpoint,
     save_stage,
     start_stage,
@@ -41,6 +43,22 @@ def prompt_batches(records: list[Prompt], config: PPORunConfig) -> list[list[str
     return [texts[i * per_step : (i + 1) * per_step] for i in range(config.steps)]
 
 
+def streamed_prompt_batches(config: PPORunConfig) -> Iterator[list[str]]:
+    """The same of a named source, which is read as the steps go on, and again from its start."""
+    per_step = config.batch_size // config.samples_per_prompt
+    epochs = (streams.stream(config.data, "prompts", config.seed + i) for i in itertools.count())
+    records = itertools.chain.from_iterable(epochs)
+    for _ in range(config.steps):
+        batch = itertools.islice(records, per_step)
+        yield [format_prompt(record["input_text"], config.instruction) for record in batch]
+
+
+def cut_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
+    """The end of a prompt that has more than `max_length` tokens: it says what to do."""
+    offsets = tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
+    return prompt if len(offsets) <= max_length else prompt[offsets[-max_length][0] :]
+
+
 def train(config: PPORunConfig, resume: bool = False) -> Result:
     """Run PPO from the SFT model against the reward model; see `PPOTrainer` for the loop.
 
@@ -50,7 +68,11 @@ def train(config: PPORunConfig, resume: bool = False) -> Result:
     """
     processes.start()
     main = processes.rank() == 0
-    batches = prompt_batches(read_prompts(config.data), config)
+    batches: Iterable[list[str]]
+    if streams.is_stream(config.data):
+        batches = streamed_prompt_batches(config)
+    else:
+        batches = prompt_batches(read_prompts(config.data), config)
     documents = None
     if config.ptx_coef and config.ptx_data:
         documents = [record["text"] for record in read_texts(config.ptx_data)]
@@ -63,9 +85,14 @@ def train(config: PPORunConfig, resume: bool = False) -> Result:
     )  # fmt: skip
     start_stage(config, resume)
     history = _load(config, trainer) if resume else []
-    with SummaryWriter(config.output_dir / "logs") if main else contextlib.nullcontext() as writer:
-        for step in trange(len(history), config.steps, initial=len(history), total=config.steps):
-            rollout = trainer.rollout(batches[step][processes.rank() :: processes.count()])
+    batches = itertools.islice(batches, len(history), None)
+    with log_writer(config) if main else contextlib.nullcontext() as writer:
+        steps = range(len(history), config.steps)
+        progress = tqdm(steps, initial=len(history), total=config.steps, disable=not main)
+        for step, prompts in zip(progress, batches, strict=False):
+            own = prompts[processes.rank() :: processes.count()]
+            own = [cut_prompt(prompt, tokenizer, config.max_prompt_length) for prompt in own]
+            rollout = trainer.rollout(own)
             history.append(trainer.step(rollout, reward_model(rollout.texts)))
             if writer is not None:
                 for name, value in history[-1].items():

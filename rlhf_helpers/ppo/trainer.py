@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_helpers import generation, processes
+from rlhf_helpers.configs import PPOConfig
 from rlhf_helpers.models import load_trained_weights, trainable, trained_weights
 from rlhf_helpers.ppo.critic import response_states, separate_critic, value_head
 from rlhf_helpers.ppo.maths import (
@@ -34,7 +35,6 @@ from rlhf_helpers.ppo.rollout import (
     reference_logprobs,
 )
 from rlhf_helpers.ppo.statistics import step_statistics, stop_unless_finite
-from rlhf_helpers.scales import PPOConfig
 
 UPDATE_STATS = ("policy_loss", "value_loss", "entropy", "clip_fraction", "approx_kl")
 

@@ -6,10 +6,12 @@ from collections.abc import Callable
 import pytest
 import torch
 from ppo_helpers import SMALL
-from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers.models import BPE, WordLevel
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    DebertaV2Config,
     GPT2Config,
     LlamaConfig,
     OPTConfig,
@@ -110,3 +112,30 @@ def make_trainer(make_model, tokenizer) -> Callable[..., PPOTrainer]:
 def kind(request: pytest.FixtureRequest) -> str:
     """Each model type in turn."""
     return request.param
+
+
+@pytest.fixture
+def encoder(tmp_path):
+    """A folder with a tiny DeBERTa-v2 without a head, and its tokenizer."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz"]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    letters = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    letters.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    letters.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=letters, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]",
+        unk_token="[UNK]",
+    )  # fmt: skip
+    config = DebertaV2Config(
+        vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=128, relative_attention=True,
+        position_buckets=16, pos_att_type=["p2c", "c2p"], type_vocab_size=0,
+        pooler_hidden_size=32, pad_token_id=0, num_labels=1, initializer_range=0.2,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "encoder")
+    tokenizer.save_pretrained(tmp_path / "encoder")
+    return tmp_path / "encoder"

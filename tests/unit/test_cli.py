@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from rlhf_helpers import cli, course, dpo, ppo, reward_model, schemas, sft
+from rlhf_helpers import course, dpo, ppo, reward_model, schemas, sft, train_command
 from rlhf_helpers.cli import main
 from rlhf_helpers.little_world import base_model, build
 from rlhf_helpers.reward_model import RewardModel
@@ -143,10 +143,10 @@ def test_without_options_a_stage_gets_the_settings_of_its_scale(trained, stage, 
 @STAGES
 def test_options_change_settings_and_nothing_else(trained, stage, tmp_path):
     options = {
-        "model": "an/opt", "data": tmp_path / "a.jsonl", "output_dir": tmp_path / "out",
+        "model": "an/opt", "data": str(tmp_path / "a.jsonl"), "output_dir": tmp_path / "out",
         "learning_rate": 0.25, "instruction": "Be brief.", "save_steps": 7,
     }  # fmt: skip
-    options |= {"sft": {"bits": 4}, "reward": {"pairs": 9}, "ppo": {"kl_coef": 0.0}}.get(
+    options |= {"sft": {"bits": 4, "lora_rank": 2}, "reward": {"pairs": 9}, "ppo": {"kl_coef": 0.0}}.get(
         stage, {"beta": 0.5}
     )
     arguments = [part for k, v in options.items() for part in (f"--{k.replace('_', '-')}", str(v))]
@@ -324,8 +324,10 @@ def test_settings_that_do_not_go_together(capsys, no_models):
 
 
 def test_every_setting_has_its_meaning():
-    fields = {name for config in cli.CONFIGS.values() for name in config.__dataclass_fields__}
-    assert set(cli.HELP) == fields - {"seed"}
+    fields = {
+        name for config in train_command.CONFIGS.values() for name in config.__dataclass_fields__
+    }
+    assert set(train_command.HELP) == fields - {"seed"}
 
 
 @pytest.mark.parametrize(("name", "task"), [("huge", "summarize"), ("tiny", "chess")])

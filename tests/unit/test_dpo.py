@@ -11,10 +11,11 @@ from trl.trainer.utils import _ChunkedLogProbFunction
 
 from rlhf_helpers import dpo
 from rlhf_helpers.cli import main
+from rlhf_helpers.configs import DPOConfig
 from rlhf_helpers.dpo import encode_pair
 from rlhf_helpers.generation import encode_prompts, sample
 from rlhf_helpers.models import load_policy, load_tokenizer
-from rlhf_helpers.scales import DPOConfig, Scale
+from rlhf_helpers.scales import Scale
 from rlhf_helpers.schemas import DataError, format_prompt, write_jsonl
 
 BASE = Scale().base_model  # any causal LM will do for a start

@@ -5,25 +5,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, pre_tokenizers, processors
-from tokenizers.models import WordLevel
 from torch.nn.functional import mse_loss
 from transformers import (
     AutoModelForSequenceClassification,
-    DebertaV2Config,
     GPT2ForSequenceClassification,
     LlamaForSequenceClassification,
     OPTForSequenceClassification,
-    PreTrainedTokenizerFast,
     pipeline,
 )
 
 from rlhf_helpers import kwise, reward_model
+from rlhf_helpers.configs import RewardConfig
 from rlhf_helpers.kwise import KwiseTrainer, encode_rankings, shared_prompt_scores
 from rlhf_helpers.models import load_tokenizer, without_dropout
 from rlhf_helpers.preference_loss import kwise_loss, pairwise_loss
 from rlhf_helpers.reward_model import PairTrainer, RewardModel, append_eos, encode_pairs
-from rlhf_helpers.scales import RewardConfig, Scale
+from rlhf_helpers.scales import Scale
 from rlhf_helpers.schemas import DataError, format_prompt, format_response, write_jsonl
 
 BASE = Scale().base_model
@@ -47,33 +44,6 @@ def decoder(make_model, kind: str, pad_token_id: int = 0):
         torch.manual_seed(1)
         model = CLASSIFIERS[kind](causal.config)
     return without_dropout(model)
-
-
-@pytest.fixture
-def encoder(tmp_path):
-    """A folder with a tiny DeBERTa-v2 without a head, and its tokenizer."""
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz"]
-    vocabulary = {word: i for i, word in enumerate(words)}
-    letters = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
-    letters.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    letters.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=letters, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]",
-        unk_token="[UNK]",
-    )  # fmt: skip
-    config = DebertaV2Config(
-        vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=64, max_position_embeddings=128, relative_attention=True,
-        position_buckets=16, pos_att_type=["p2c", "c2p"], type_vocab_size=0,
-        pooler_hidden_size=32, pad_token_id=0, num_labels=1, initializer_range=0.2,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "encoder")
-    tokenizer.save_pretrained(tmp_path / "encoder")
-    return tmp_path / "encoder"
 
 
 # Encoding

@@ -2,7 +2,9 @@
 
 import copy
 import math
+import re
 
+import bitsandbytes
 import pytest
 import torch
 from transformers import OPTForCausalLM
@@ -11,11 +13,14 @@ from rlhf_helpers import models
 from rlhf_helpers.models import (
     add_lora,
     attention,
+    load_classifier,
     load_policy,
     load_tokenizer,
     loading_options,
     matmul_precision,
     merge_adapter,
+    trainable,
+    trained_weights,
     without_dropout,
 )
 from rlhf_helpers.scales import Scale
@@ -212,3 +217,85 @@ def test_a_quantised_base_with_an_adapter_has_gradients_on_the_adapter_alone():
     norms = {n: p.grad.norm().item() for n, p in model.named_parameters() if p.grad is not None}
     assert norms and all("lora_" in name for name in norms)
     assert all(math.isfinite(norm) and norm > 0 for norm in norms.values())
+
+
+# QLoRA on every kind of model
+
+
+@pytest.fixture(params=["opt", "gpt2", "llama", "deberta"])
+def saved(request, make_model, tokenizer, tmp_path):
+    """A folder with a model of random weights, and what loads it."""
+    if request.param == "deberta":
+        return request.getfixturevalue("encoder"), load_classifier
+    make_model(request.param).save_pretrained(tmp_path / "base")
+    return tmp_path / "base", load_policy
+
+
+@pytest.mark.parametrize("bits", [32, 8, 4])
+def test_an_adapter_is_trained_merged_and_loaded_again(saved, bits, tmp_path):
+    """The merged model, from its folder, is the unquantised base with the adapter."""
+    base, load = saved
+    ids = torch.randint(4, 30, (4, 12), generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    model = add_lora(load(base, bits), 4, dropout=0.05).train()
+    optimizer = torch.optim.Adam(trainable(model), lr=0.02)
+    losses = []
+    for _ in range(6):
+        labels = ids if load is load_policy else torch.ones(len(ids))
+        loss = model(input_ids=ids, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+    full = add_lora(load(base), 4).eval()
+    learnt = {k: v.float() for k, v in model.state_dict().items() if k in trained_weights(model)}
+    assert not full.load_state_dict(learnt, strict=False).unexpected_keys
+    merge_adapter(model, base, load).save_pretrained(tmp_path / "merged")
+    with torch.no_grad():
+        expected, plain = full(input_ids=ids).logits, load(base)(input_ids=ids).logits
+        merged = load(tmp_path / "merged")(input_ids=ids).logits
+    assert (expected - plain).abs().max() > 0.05
+    torch.testing.assert_close(merged, expected, atol=1e-4, rtol=0)
+
+
+def test_linear_layers_alone_are_quantised_and_the_rest_is_kept_in_float32(saved):
+    base, load = saved
+    model = add_lora(load(base, 4), 4)
+    quantised = [m for m in model.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
+    assert quantised and all(m.weight.quant_state.nested for m in quantised)
+    assert {m.weight.quant_type for m in quantised} == {"nf4"}
+    exact = {name for name, p in model.named_parameters() if p.dtype == torch.float32}
+    others = {name for name, p in model.named_parameters() if p.dtype != torch.float32}
+    assert len(others) == len(quantised)
+    for part in ("norm", "ln_"), ("emb", "wte"), ("lm_head", "wte", "embed_tokens", "classifier"):
+        assert any(word in name.lower() for name in exact for word in part), part
+
+
+def test_merged_weights_are_bfloat16_on_gpus(saved, monkeypatch):
+    base, load = saved
+    expected = add_lora(load(base), 4).merge_and_unload().state_dict()
+    model = add_lora(load(base, 4), 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "merged_dtype", lambda: torch.bfloat16)
+        merged = merge_adapter(model, base, load).state_dict()
+    assert {weight.dtype for weight in merged.values()} == {torch.bfloat16}
+    for name, weight in expected.items():
+        torch.testing.assert_close(merged[name].float(), weight, atol=0, rtol=2**-8)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "found"),
+    [("RLHF_DEVICE", "meta", "device meta"), ("RLHF_PRECISION", "float16", "weights in float16")],
+)
+def test_device_and_precision_can_be_overridden(monkeypatch, variable, value, found):
+    assert re.match(r"device \w+, (eager|sdpa) attention, float32 mat", models.describe_device())
+    assert found not in models.describe_device()
+    monkeypatch.setenv(variable, value)
+    assert found in models.describe_device()
+
+
+def test_an_unknown_precision_is_refused(monkeypatch):
+    monkeypatch.setenv("RLHF_PRECISION", "fp8")
+    with pytest.raises(ValueError, match="RLHF_PRECISION is fp8; choose one of bfloat16, float16"):
+        models.compute_dtype()

@@ -13,10 +13,11 @@ from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
 
 from rlhf_helpers import evaluation
 from rlhf_helpers.cli import _parser, main
+from rlhf_helpers.configs import PPORunConfig, RewardConfig
 from rlhf_helpers.models import load_policy, load_tokenizer, matmul_precision
 from rlhf_helpers.pipelines import graph, local, parameters, portable, stages, vertex_rlhf
 from rlhf_helpers.reward_model import RewardModel
-from rlhf_helpers.scales import PPORunConfig, RewardConfig, Scale
+from rlhf_helpers.scales import Scale
 from rlhf_helpers.schemas import read_predictions, read_preferences, read_prompts, write_jsonl
 from rlhf_helpers.training import train_stage
 

@@ -19,11 +19,12 @@ from transformers import (
 )
 
 from rlhf_helpers import reward_model
+from rlhf_helpers.configs import RewardConfig
 from rlhf_helpers.little_world.grammar import as_input_text, draw_posts
 from rlhf_helpers.little_world.writers import write_summary
 from rlhf_helpers.models import load_tokenizer
 from rlhf_helpers.reward_model import RewardModel, append_eos, encode_pairs, pairwise_loss
-from rlhf_helpers.scales import RewardConfig, Scale
+from rlhf_helpers.scales import Scale
 from rlhf_helpers.schemas import DataError, format_prompt, format_response, write_jsonl
 
 BASE = Scale().base_model

@@ -11,8 +11,9 @@ from torch.nn.functional import cross_entropy
 from trl.trainer import utils
 
 from rlhf_helpers import sft
+from rlhf_helpers.configs import SFTConfig
 from rlhf_helpers.models import load_policy, load_tokenizer
-from rlhf_helpers.scales import Scale, SFTConfig
+from rlhf_helpers.scales import Scale
 from rlhf_helpers.schemas import format_prompt, format_response, read_demonstrations, write_jsonl
 from rlhf_helpers.sft import encode_demonstration
 

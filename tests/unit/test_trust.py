@@ -10,8 +10,9 @@ from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
 from rlhf_helpers import plots
+from rlhf_helpers.configs import RewardConfig
 from rlhf_helpers.evaluation import labels, trust, wilson_interval
-from rlhf_helpers.scales import RewardConfig, Scale
+from rlhf_helpers.scales import Scale
 from rlhf_helpers.schemas import write_jsonl
 
 POST = (

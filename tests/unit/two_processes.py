@@ -16,7 +16,8 @@ from rlhf_helpers.ppo import PPOConfig, PPOTrainer, Rollout
 from rlhf_helpers.scales import Scale
 
 SETTINGS = {
-    "batch_size": 8, "mini_batch_size": 8, "samples_per_prompt": 2, "max_new_tokens": 8, "steps": 3,
+    "batch_size": 8, "mini_batch_size": 8, "samples_per_prompt": 2, "steps": 3,
+    "min_new_tokens": 1, "max_new_tokens": 8,  # processes hold unequal numbers of tokens
     "warmup_steps": 1, "ppo_epochs": 1, "learning_rate": 1e-3, "ptx_coef": 0.1, "adaptive_kl": True,
 }  # fmt: skip
 DOCUMENTS = ["One document, so that all draw the same."]
@@ -49,11 +50,13 @@ def one_step(folder: Path) -> dict:
     rollout = share(state["rollout"])
     rows = torch.arange(8).view(4, 2)[processes.rank() :: processes.count()].flatten()
     stats = trainer.step(rollout, state["scores"][rows])
+    trained = list(torch.nn.ModuleList([trainer.policy, trainer.value_head]).named_parameters())
     return {
+        "tokens": int(rollout.response_mask.sum()),
         "stats": stats,
         "kl_coef": trainer.kl_coef,
-        "gradients": {name: p.grad for name, p in trainer.policy.named_parameters()},
-        "weights": {name: p.detach() for name, p in trainer.policy.named_parameters()},
+        "gradients": {name: p.grad for name, p in trained},
+        "weights": {name: p.detach() for name, p in trained},
     }
 
 
