@@ -74,17 +74,16 @@ def stream(
     other columns; and, while reading, if not one row of the first block can be used.
     """
     with _explained(data):
-        rows = _rows(data, kind)
-    dropped = Counter() if dropped is None else dropped
-    settings = {"data": data, "kind": kind, "seed": seed if buffer else None, "dropped": dropped}
+        rows, columns = _rows(data, kind)
+    settings = {"data": data, "kind": kind, "seed": seed if buffer else None}
     return rows.repeat(epochs).map(
         _records,
         batched=True,
         batch_size=buffer or READ,
         with_indices=True,
-        remove_columns=rows.column_names,
+        remove_columns=columns,
         features=_features(KNOWN[kind][0]),
-        fn_kwargs=settings,
+        fn_kwargs=settings | {"dropped": Counter() if dropped is None else dropped},
     )
 
 
@@ -119,8 +118,9 @@ def _is_lake(name: str) -> bool:
 
 def _parquet(name: str, required: bool = False) -> list[str]:
     """The Parquet files of a file name, a folder or a pattern."""
-    pattern = f"{glob.escape(name)}/*.parquet" if Path(name).is_dir() else name
-    files = sorted(file for file in glob.glob(pattern) if file.endswith(".parquet"))
+    pattern = glob.escape(name) if Path(name).exists() else name
+    found = glob.glob(f"{pattern}/*.parquet" if Path(name).is_dir() else pattern)
+    files = sorted(file for file in found if file.endswith(".parquet"))
     if required and not files:
         raise DataError(f"{name}: no Deep Lake data set and no Parquet file. Check the path.")
     return files
@@ -146,15 +146,15 @@ def _explained(data: str | Path) -> Iterator[None]:
         ) from error
 
 
-def _rows(data: str | Path, kind: str) -> IterableDataset:
-    """The columns of a source that this kind of record is made of."""
+def _rows(data: str | Path, kind: str) -> tuple[IterableDataset, list[str]]:
+    """The columns of a source that this kind of record is made of, and their names."""
     scheme, name = _parts(data)
     if scheme != "hf" and (scheme or _is_lake(name)):
         lake = _lake(data)
         columns = _used(data, kind, [column.name for column in lake.schema.columns])
         # Each range of rows is a shard to `datasets`, which on resuming skips those that are done.
-        ranges = {"lake": lake, "columns": columns, "starts": list(range(0, len(lake), READ))}
-        return IterableDataset.from_generator(_read_lake, _features(columns), ranges)
+        ranges = {"lake": lake, "columns": tuple(columns), "starts": [*range(0, len(lake), READ)]}
+        return IterableDataset.from_generator(_read_lake, _features(columns), ranges), columns
     if scheme == "hf":
         path, _, split = name.partition(":")
         rows = load_dataset(path, split=split or "train", streaming=True)
@@ -162,14 +162,14 @@ def _rows(data: str | Path, kind: str) -> IterableDataset:
         options: dict = {"data_files": _parquet(name, True), "batch_size": READ}
         rows = load_dataset("parquet", split="train", streaming=True, **options)
     columns = _used(data, kind, rows.column_names or list(next(iter(rows))))
-    return rows.select_columns(list(columns))
+    return rows.select_columns(columns), columns
 
 
-def _used(data: str | Path, kind: str, found: list[str]) -> tuple[str, ...]:
+def _used(data: str | Path, kind: str, found: list[str]) -> list[str]:
     """Those of the columns found that are needed; raises DataError if some are missing."""
     for known in KNOWN[kind]:
         if set(known) <= set(found):
-            return known + tuple(name for name in OPTIONAL if name in found)
+            return [*known, *(name for name in OPTIONAL if name in found)]
     choices = "; or ".join(", ".join(known) for known in KNOWN[kind])
     raise DataError(
         f"{data}: no columns for {kind}. Found: {', '.join(found)}. Needed: {choices}. Rename them."

@@ -23,7 +23,8 @@ PINNED = {canonicalize_name(pin.name): next(iter(pin.specifier)).version for pin
 DEPENDENCIES = [
     requirement
     for requirement in map(
-        Requirement, [*PROJECT["dependencies"], *EXTRAS["cloud"], *EXTRAS["dev"], *EXTRAS["all"]]
+        Requirement,
+        [*PROJECT["dependencies"], *(line for lines in EXTRAS.values() for line in lines)],
     )
     if requirement.name != PROJECT["name"]
 ]
