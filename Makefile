@@ -10,7 +10,7 @@ RUN   := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-# Installing without byte-compiling is faster: only what is imported gets compiled, and that once,
+# Installing without byte-compiling is faster: what the lessons import is compiled once, at the end,
 # for which Python must be allowed to keep it.
 export PYTHONDONTWRITEBYTECODE :=
 
@@ -26,6 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --no-compile --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
 	$(RUN) -m pip install --no-compile -c constraints.txt -e ".[all]"
+	@$(RUN) -c "import kfp.dsl, jupyterlab, rlhf_helpers.rest, rlhf_helpers.evaluation" 2>/dev/null || true
 	@touch $@
 
 course: $(STAMP) ## run all notebooks in order at SCALE, then show the results

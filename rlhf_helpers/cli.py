@@ -1,4 +1,4 @@
-"""The command line: python -m rlhf_helpers course | data | train | evaluate | pipeline.
+"""The command line: python -m rlhf_helpers, with a command such as course or train.
 
 Exit status: 0, 1 on failure, 2 on bad input. Heavy imports wait until a command needs them, so
 that `--help` answers at once.
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rlhf_helpers import runs, scales, schemas
 from rlhf_helpers.pipeline_command import add_pipeline
+from rlhf_helpers.plan import add_plan
 from rlhf_helpers.train_command import add_common, add_train, print_table
 
 
@@ -42,7 +43,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_data(commands)
     add_train(commands)
     _add_evaluate(commands)
+    _add_generate(commands)
     add_pipeline(commands)
+    add_plan(commands)
     return parser
 
 
@@ -112,6 +115,37 @@ def _data(options: argparse.Namespace) -> None:
     print(f"written to {output_dir}")
 
 
+def _add_generate(commands: argparse._SubParsersAction) -> None:
+    generate = commands.add_parser(
+        "generate", help="let a model answer four questions, before and after its tuning",
+        description="Beam search with sampling, as in the course before: 4 beams, top_k 10, "
+        "temperature 0.6, 128 tokens. At smoke and tiny the prompts are posts to summarize.",
+    )  # fmt: skip
+    add_common(generate)
+    generate.add_argument(
+        "--policy", default="sft", help="a stage (sft, ppo) or the folder of a model (default: sft)"
+    )
+    generate.set_defaults(command=_generate)
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from rlhf_helpers.evaluation import QUESTIONS, before_and_after
+
+    scale = scales.Scale(options.scale, options.task, options.seed)
+    prompts = QUESTIONS
+    if scale.task != "assistant":
+        records = schemas.read_prompts(scale.data("prompts", "test"))
+        prompts = [record["input_text"] for record in records[:4]]
+    models = {"before": scale.base_model, "after": _folder(options.policy, scale)}
+    for _, row in before_and_after(models, prompts, options.seed).iterrows():
+        print(*(f"{name}: {text}\n" for name, text in row.items()), sep="")
+
+
+def _folder(policy: str, scale: scales.Scale) -> Path:
+    """A stage's folder, or the folder named."""
+    return Path(policy) if "/" in policy else scale.dir(policy)
+
+
 def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     evaluate = commands.add_parser(
         "evaluate", help="measure a policy and the reward model on held-out data"
@@ -132,17 +166,21 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     scale = scales.Scale(options.scale, options.task, options.seed)
-    prompts = schemas.read_prompts(options.prompts or scale.data("prompts", options.split))
-    preferences = schemas.read_preferences(
-        options.preferences or scale.data("preferences", options.split)
-    )
-    if options.scale == "smoke":
-        prompts, preferences = prompts[:16], preferences[:32]
     from rlhf_helpers.evaluation import evaluate_policy, evaluate_reward_model
     from rlhf_helpers.models import load_policy, load_tokenizer
     from rlhf_helpers.reward_model import RewardModel
+    from rlhf_helpers.training import read_some
 
-    path = Path(options.policy) if "/" in options.policy else scale.dir(options.policy)
+    counts = {"smoke": (16, 32), "tiny": (None, None)}.get(options.scale, (256, 1000))
+    prompts, preferences = (
+        read_some(given or scale.source(kind, options.split), kind, count)
+        for kind, given, count in zip(
+            ("prompts", "preferences"), (options.prompts, options.preferences), counts, strict=True
+        )
+    )
+    if "choice" not in preferences[0]:
+        raise schemas.DataError(f"{options.preferences}: rankings cannot be used here. Give pairs.")
+    path = _folder(options.policy, scale)
     policy, tokenizer = load_policy(path), load_tokenizer(path)
     reference = load_policy(scale.dir("sft"))
     reward_model = RewardModel.from_pretrained(scale.dir("reward"))

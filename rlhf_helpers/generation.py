@@ -16,7 +16,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    DynamicCache,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import ModelOutput
 
 from rlhf_helpers.cache import roomy_cache
@@ -269,6 +274,13 @@ class Responses:
     log_ratios: list[float]  # log policy - log reference of the whole response, nats; or empty
 
 
+def fitting(config: PreTrainedConfig) -> int:
+    """How many responses' keys and values fit 8 GiB, were each as long as the model can read."""
+    positions = getattr(config, "max_position_embeddings", None) or 2048
+    bytes_each = 2 * config.num_hidden_layers * config.hidden_size * 4 * positions
+    return max(1, 2**33 // bytes_each)
+
+
 @torch.no_grad()
 def respond(
     policy: PreTrainedModel,
@@ -287,7 +299,7 @@ def respond(
     With a reference, the mean of `log_ratios` at temperature 1 estimates KL(policy || reference).
     """
     generator, found = seeded(policy, seed), Responses([], [], [], [])
-    at_once = max(1, batch_size // samples_per_prompt)
+    at_once = max(1, min(batch_size, fitting(policy.config)) // samples_per_prompt)
     for start in range(0, len(prompts), at_once):
         encoded = encode_prompts(tokenizer, prompts[start : start + at_once])
         ids, mask = (x.to(policy.device) for x in encoded)

@@ -91,12 +91,11 @@ def compute_dtype() -> torch.dtype:
 def describe_device() -> str:
     """In one line: the device, and how numbers are multiplied on it."""
     device = default_device()
-    name = f"{device.type} ({torch.cuda.get_device_name()})" if device.type == "cuda" else device
     precision = str(compute_dtype()).removeprefix("torch.")
-    return (
-        f"device {name}, {attention()} attention, float32 matrices at {matmul_precision()!r} "
-        f"precision, quantised weights in {precision}"
-    )
+    described = f"device {device}, {attention()} attention, quantised weights in {precision}"
+    if device.type == "cuda":
+        return described.replace("cuda", f"cuda ({torch.cuda.get_device_name()})", 1)
+    return described + f", float32 matrices at {matmul_precision()!r} precision"
 
 
 def existing(path: str | Path) -> str | Path:

@@ -5,10 +5,7 @@ depends on the model: only where its attention keeps the examples of a row apart
 loss that of its examples one by one.
 """
 
-from itertools import islice
-
 import torch
-from datasets import IterableDataset
 from transformers import PreTrainedModel
 
 from rlhf_helpers.models import is_exact
@@ -26,30 +23,16 @@ def packing_strategy(model: PreTrainedModel) -> str:
 
     The model is asked: a text's logits behind another one in a row, against those on its own.
     """
-    texts = torch.randint(
-        model.config.get_text_config().vocab_size,
-        (2, LENGTH),
-        generator=torch.Generator().manual_seed(0),
-    ).to(model.device)
-    row, positions = texts.reshape(1, -1), torch.arange(LENGTH, device=model.device)
+    size, seeded = model.config.get_text_config().vocab_size, torch.Generator().manual_seed(0)
+    row = torch.randint(size, (1, 2 * LENGTH), generator=seeded).to(model.device)
+    positions = torch.arange(2 * LENGTH, device=model.device)[None] % LENGTH
     was_training = model.training
     model.eval()
     try:
-        alone = model(input_ids=texts[1:], use_cache=False).logits[0]
-        packed = model(
-            input_ids=row, position_ids=positions.repeat(2)[None], use_cache=False
-        ).logits[0, LENGTH:]
+        alone = model(input_ids=row[:, LENGTH:], use_cache=False).logits[0]
+        packed = model(input_ids=row, position_ids=positions, use_cache=False).logits[0, LENGTH:]
         mixed = model(input_ids=row, use_cache=False).logits[0, LENGTH:]
     finally:
         model.train(was_training)
     leak = (packed - alone).abs().mean() / (mixed - alone).abs().mean()
     return "bfd_split" if leak < (1e-3 if is_exact(model) else 0.1) else "wrapped"
-
-
-def packed_rows(rows: IterableDataset, count: int, length: int, sample: int = 400) -> int:
-    """About how many rows of `length` tokens `count` examples fill, by the mean of a sample.
-
-    `rows` hold `input_ids`. A stream cannot be counted, and the Trainer needs its number of steps.
-    """
-    lengths = [len(row["input_ids"]) for row in islice(rows, sample)]
-    return max(1, round(count * sum(lengths) / max(1, len(lengths)) / length))

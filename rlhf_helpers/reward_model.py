@@ -237,7 +237,7 @@ def _rows(
     """The rows to train on; of a file also how many there are, and how many were dropped."""
     encode = _encoder(config, tokenizer)
     if records is None:
-        return streamed_rows(config.data, "preferences", encode, config.pairs, config.seed), {}
+        return streamed_rows(config, "preferences", encode, config.pairs), {}
     rows, what = encode(records), "ranking" if "candidates" in records[0] else "pair"
     if not rows:
         raise DataError(
@@ -280,16 +280,12 @@ def _trainer(
         return KwiseTrainer(
             model, arguments, rows, tokenizer, config.label_smoothing, config.objective
         )
-    trainer = PairTrainer(
+    return PairTrainer(
         model, arguments, label_smoothing=config.label_smoothing,
         train_dataset=Dataset.from_list(rows) if isinstance(rows, list) else rows,
         eval_dataset=held_out_rows(config, "preferences", _encoder(config, tokenizer)),
         processing_class=tokenizer,
     )  # fmt: skip
-    for parameter in model.parameters():
-        if parameter.requires_grad:  # TRL rounds what is trained above quantised weights
-            parameter.data = parameter.data.float()
-    return trainer
 
 
 def _sft_samples(config: RewardConfig, input_texts: list[str]) -> list[str]:

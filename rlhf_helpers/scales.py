@@ -28,7 +28,10 @@ ASSISTANT_DATA = {
     "demonstrations_validation": "al://genai360/OpenOrca-1M-valid-set",
     "preferences_train": "al://genai360/Anthropic-hh-rlhf-train-set",
     "preferences_test": "al://genai360/Anthropic-hh-rlhf-test-set",
+    "preferences_validation": "al://genai360/Anthropic-hh-rlhf-test-set",  # there is no third one
     "prompts_train": "al://genai360/Alpaca-OrcaChat",
+    "prompts_test": "al://genai360/OpenOrca-1M-valid-set",  # Alpaca-OrcaChat has one split only
+    "prompts_validation": "al://genai360/OpenOrca-1M-valid-set",
 }
 
 # QLoRA (Dettmers et al. 2023, arXiv:2305.14314): 4-bit NF4 weights, rank 16, alpha 32.
@@ -129,10 +132,10 @@ class Scale:
         task = "summarize" if name == "pretraining" else self.task
         return data_dir() / task / f"{name}_{split}.jsonl"
 
-    def source(self, name: str, split: str) -> str | Path | None:
-        """A data set to train on: `data`, or of `assistant` a named source, or None."""
+    def source(self, name: str, split: str) -> str | Path:
+        """A data set to train on or to measure with: `data`, or of `assistant` a named source."""
         if self.task == "assistant":
-            return ASSISTANT_DATA.get(f"{name}_{split}")
+            return ASSISTANT_DATA[f"{name}_{split}"]
         return self.data(name, split)
 
     def dir(self, stage: str) -> Path:
@@ -147,16 +150,15 @@ class Scale:
         kinds = {"sft": SFTConfig, "reward": RewardConfig, "dpo": DPOConfig, "ppo": PPORunConfig}
         return kinds[stage](**values | changes)
 
-    def _inputs(self, stage: str) -> dict[str, str | Path | None]:
+    def _inputs(self, stage: str) -> dict[str, str | Path]:
         """The models and data that a stage starts from."""
-        inputs: dict[str, str | Path | None]
+        inputs: dict[str, str | Path]
         prompts, sft = self.source("prompts", "train"), self.dir("sft")
         if stage == "sft":
-            demonstrations = self.source("demonstrations", "train")
-            held_out = (
-                self.source("demonstrations", "validation") if self.name in POLICIES else None
-            )
-            return {"model": self.base_model, "data": demonstrations, "eval_data": held_out}
+            inputs = {"model": self.base_model, "data": self.source("demonstrations", "train")}
+            if self.name in POLICIES:
+                inputs |= {"eval_data": self.source("demonstrations", "validation")}
+            return inputs
         if stage == "ppo":
             inputs = {"model": sft, "reward_model": self.dir("reward"), "data": prompts}
             if self.task != "assistant":

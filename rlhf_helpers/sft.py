@@ -59,7 +59,7 @@ def train(config: SFTConfig, resume: bool = False) -> Result:
 
     rows: list[dict] | IterableDataset = encode(records)
     if streamed:
-        rows = streamed_rows(config.data, KIND, encode, config.demonstrations, config.seed)
+        rows = streamed_rows(config, KIND, encode, config.demonstrations)
     model = load_policy(config.model, config.bits)
     arguments = _row_arguments(config, rows, encode, model)
     torch.manual_seed(config.seed)  # the adapter
@@ -86,6 +86,12 @@ def _row_arguments(
     """What TRL has to know of the rows: how to pack them, and how many steps a stream takes."""
     arguments: dict[str, Any] = {}
     if config.packing:
+        positions = getattr(model.config, "max_position_embeddings", None) or config.max_length
+        if config.max_length > positions:
+            raise ValueError(
+                f"max_length is {config.max_length}, but {config.model} has {positions} positions: "
+                "lower --max-length"
+            )
         arguments |= {"packing": True, "packing_strategy": packing_strategy(model)}
         arguments |= {"max_length": config.max_length, "eval_packing": False}
     if not isinstance(rows, list):

@@ -66,7 +66,7 @@ def to_preferences(rows: Iterable[Any]) -> Loaded:
             for pair in pairs:
                 check_preference(dict(pair))
         except DataError as error:
-            loaded.dropped[_reason(error)] += 1
+            loaded.dropped[reason(error)] += 1
         else:
             loaded.records += pairs
             if "chosen" in row and not pairs[0]["input_text"].endswith(ASSISTANT):
@@ -148,7 +148,7 @@ def _lines(path: Path) -> Iterator[Any]:
                 yield None
 
 
-def _reason(error: DataError) -> str:
+def reason(error: DataError) -> str:
     """A short reason: ours as it is, a check's message cut down to the field that it names."""
     named = re.search(r"`(\w+)", str(error))
     return f"bad or missing `{named[1]}`" if named else str(error)

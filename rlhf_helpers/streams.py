@@ -28,7 +28,7 @@ import pyarrow.parquet
 from datasets import Features, IterableDataset, Value, load_dataset, load_dataset_builder
 
 from rlhf_helpers.schemas import DataError, Record, check_demonstration, check_prompt
-from rlhf_helpers.sources import _reason, to_preferences
+from rlhf_helpers.sources import reason, to_preferences
 
 logger = logging.getLogger(__name__)
 
@@ -37,19 +37,17 @@ READ = 1_000  # rows read from a source at once
 # Columns that a source must have for a kind, all those of one tuple; our own fields come first.
 KNOWN = {
     "demonstrations": (
-        ("input_text", "output_text"),
-        ("question", "response"),
-        ("instruction", "output"),
+        ("input_text", "output_text"), ("question", "response"), ("instruction", "output"),
     ),
     "prompts": (("input_text",), ("question",), ("instruction",)),
     "preferences": (("input_text", "candidate_0", "candidate_1", "choice"), ("chosen", "rejected")),
-}
+}  # fmt: skip
 OPTIONAL = ("system_prompt", "input")
 
 
 def is_stream(data: str | Path) -> bool:
     """Whether `data` names a source for `stream`, and not a JSONL file."""
-    scheme, name = _parts(data)
+    scheme, name, _ = _parts(data)
     return bool(scheme) or name.endswith(".parquet") or _is_lake(name) or bool(_parquet(name))
 
 
@@ -64,14 +62,13 @@ def stream(
     """Records of a kind: `demonstrations`, `prompts` or `preferences`; never loaded whole.
 
     Rows are shuffled within each block of `buffer` rows, in every epoch anew; 0 keeps their order.
-    The order depends on the seed and a row's number alone, so a stream resumed with
-    `load_state_dict` gives just the records that the uninterrupted one would have given. (The
-    shuffle buffer of `datasets` loses its rows on resuming.)
+    The order depends on seed and row numbers alone, so that a stream resumed with `load_state_dict`
+    gives just what was to come. (The shuffle buffer of `datasets` loses its rows on resuming.)
 
     `dropped` is filled, as the stream is read, with how many rows were not used, by reason, and
-    the log tells the sums after each block with such rows. What a resumed stream reads again, of
-    the block it was in, is counted again. Raises DataError if the source cannot be opened or has
-    other columns; and, while reading, if not one row of the first block can be used.
+    the log (info) tells the sums after each block with such rows; on resuming, the block that it
+    was in is counted again. Raises DataError if the source cannot be opened or has other columns;
+    and, while reading, if not one row of the first block can be used.
     """
     with _explained(data):
         rows, columns = _rows(data, kind)
@@ -92,11 +89,10 @@ def count_rows(data: str | Path) -> int:
 
     Raises DataError if it cannot be opened, or is a data set of the hub that does not tell.
     """
-    scheme, name = _parts(data)
+    scheme, name, split = _parts(data)
     with _explained(data):
         if scheme == "hf":
-            path, _, split = name.partition(":")
-            info = (load_dataset_builder(path).info.splits or {}).get(split or "train")
+            info = (load_dataset_builder(name).info.splits or {}).get(split)
             if info is None or not info.num_examples:
                 raise DataError(f"{data}: the hub does not tell its number of rows. Set the steps.")
             return info.num_examples
@@ -105,10 +101,10 @@ def count_rows(data: str | Path) -> int:
         return sum(pyarrow.parquet.read_metadata(file).num_rows for file in _parquet(name, True))
 
 
-def _parts(data: str | Path) -> tuple[str, str]:
-    """Scheme and name; `Path` makes one slash of two."""
-    match = re.fullmatch(r"(al|hf|hub):/{1,2}(.+)", str(data))
-    return (match[1], match[2]) if match else ("", str(data))
+def _parts(data: str | Path) -> tuple[str, str, str]:
+    """Scheme, name and split; of the two slashes `Path` leaves one."""
+    match = re.fullmatch(r"(al|hf|hub):/{1,2}([^:]+):?(.*)", str(data))
+    return (match[1], match[2], match[3] or "train") if match else ("", str(data), "train")
 
 
 def _is_lake(name: str) -> bool:
@@ -141,14 +137,12 @@ def _explained(data: str | Path) -> Iterator[None]:
         raise
     except Exception as error:  # the libraries' own, which share no ancestor
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise DataError(
-            f"{data}: cannot be opened ({reason}). {remedy}, or name a local one."
-        ) from error
+        raise DataError(f"{data}: not opened ({reason}). {remedy}, or name a local set.") from error
 
 
 def _rows(data: str | Path, kind: str) -> tuple[IterableDataset, list[str]]:
     """The columns of a source that this kind of record is made of, and their names."""
-    scheme, name = _parts(data)
+    scheme, name, split = _parts(data)
     if scheme != "hf" and (scheme or _is_lake(name)):
         lake = _lake(data)
         columns = _used(data, kind, [column.name for column in lake.schema.columns])
@@ -156,9 +150,8 @@ def _rows(data: str | Path, kind: str) -> tuple[IterableDataset, list[str]]:
         ranges = {"lake": lake, "columns": tuple(columns), "starts": [*range(0, len(lake), READ)]}
         return IterableDataset.from_generator(_read_lake, _features(columns), ranges), columns
     if scheme == "hf":
-        path, _, split = name.partition(":")
-        rows = load_dataset(path, split=split or "train", streaming=True)
-    else:  # without a batch size a row group, however large, is read at once
+        rows = load_dataset(name, split=split, streaming=True)
+    else:  # without a batch size a row group, however large, is one batch
         options: dict = {"data_files": _parquet(name, True), "batch_size": READ}
         rows = load_dataset("parquet", split="train", streaming=True, **options)
     columns = _used(data, kind, rows.column_names or list(next(iter(rows))))
@@ -185,7 +178,7 @@ def _lake(data: str | Path) -> Any:
     """An open Deep Lake data set. Raises whatever the library does if there is none."""
     import deeplake
 
-    scheme, name = _parts(data)
+    scheme, name, _ = _parts(data)
     if scheme == "hub":
         raise ValueError("an address of Deep Lake 3")
     path = f"al://{name}" if scheme else name
@@ -231,12 +224,12 @@ def _usable(rows: Iterable[Record], kind: str) -> tuple[list[Any], Counter[str]]
     records, reasons = [], Counter[str]()
     for row in rows:
         try:
-            answers = [row[name] for name in ("output_text", "response", "output") if name in row]
-            record = {"input_text": _prompt(row), "output_text": answers[0] if answers else None}
+            answer = row.get("output_text", row.get("response", row.get("output")))
+            record = {"input_text": _prompt(row), "output_text": answer}
             check(record)
             records.append(record)
         except DataError as error:
-            reasons[_reason(error)] += 1
+            reasons[reason(error)] += 1
     return records, reasons
 
 

@@ -85,11 +85,14 @@ def read_some(data: str | Path, kind: str, limit: int | None) -> list[Any]:
 
 
 def streamed_rows(
-    data: str | Path, kind: str, encode: Encode, limit: int | None, seed: int
+    config: TRLStageConfig, kind: str, encode: Encode, limit: int | None
 ) -> IterableDataset:
     """The records of a named source as rows to train on: read as they are used, and shuffled."""
-    records = streams.stream(data, kind, seed)
-    records = records if limit is None else records.take(limit)
+    if limit is None:  # one long pass, which can be resumed anywhere
+        epochs = math.ceil(config.epochs)
+        records = streams.stream(config.data, kind, config.seed, epochs=epochs)
+    else:
+        records = streams.stream(config.data, kind, config.seed).take(limit)
 
     def rows_of(columns: dict[str, list]) -> dict[str, list]:
         batch = zip(*columns.values(), strict=True)
@@ -196,6 +199,9 @@ def score_only_responses() -> Iterator[None]:
 def run_trainer(trainer: Trainer, config: TRLStageConfig, resume: bool) -> float:
     """Train, with logs in the stage's folder; returns the seconds it took."""
     start_stage(config, resume)
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:  # TRL rounds what is trained above quantised weights
+            parameter.data = parameter.data.float()
     trainer.remove_callback(PrinterCallback)
     started = time.perf_counter()
     main = processes.rank() == 0

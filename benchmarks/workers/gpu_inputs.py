@@ -49,7 +49,7 @@ SIZES = {
          "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
          "max_position_embeddings": 128, "position_buckets": 16},
         (5, 20), (5, 15), {"max_length": 64}, {"max_length": 64, "max_new_tokens": 4},
-        {"batch_size": 8, "min_new_tokens": 4, "max_new_tokens": 8, "max_prompt_length": 32},
+        {"batch_size": 4, "min_new_tokens": 4, "max_new_tokens": 8, "max_prompt_length": 32},
     ),
 }  # fmt: skip
 
@@ -105,10 +105,13 @@ def write_data(folder: Path, size: Size, steps: int) -> None:
         texts(size, words, seed)
         for seed, words in enumerate((size.prompt, size.response, size.response))
     )
-    fields = ("input_text", "output_text")
-    rows = [dict(zip(fields, next(zip(prompts, first)), strict=True)) for _ in range(demonstrations)]
+    rows = [
+        {"input_text": next(prompts), "output_text": next(first)} for _ in range(demonstrations)
+    ]
     write_jsonl(folder / "demonstrations.jsonl", rows)
-    fields = ("input_text", "candidate_0", "candidate_1")
-    drawn = [next(zip(prompts, first, second)) for _ in range(steps * FULL["reward"]["batch_size"])]
-    pairs = [dict(zip(fields, row, strict=True)) | {"choice": 0} for row in drawn]
+    pairs = [
+        {"input_text": next(prompts), "candidate_0": next(first), "candidate_1": next(second),
+         "choice": 0}
+        for _ in range(steps * FULL["reward"]["batch_size"])
+    ]  # fmt: skip
     write_jsonl(folder / "preferences.jsonl", pairs)

@@ -23,11 +23,14 @@ from rlhf_helpers.evaluation.metrics import (
     wilson_interval,
 )
 from rlhf_helpers.evaluation.overoptimisation import best_of_n, best_of_n_kl
+from rlhf_helpers.evaluation.questions import QUESTIONS, before_and_after
 from rlhf_helpers.evaluation.texts import distinct, repetition, rouge, text_metrics
 
 __all__ = [
+    "QUESTIONS",
     "Finding",
     "WinRate",
+    "before_and_after",
     "best_of_n",
     "best_of_n_kl",
     "best_of_n_row",

@@ -117,7 +117,7 @@ def run(values: Mapping[str, Any], processes: int = 1, cached: bool = False) -> 
     for name, read in READERS.items():
         if path := stages.local_path(given.get(name, "")):
             read(path)
-    scale = Scale(given.get("scale", "tiny"), seed=given.get("seed", 0))
+    scale = Scale(given.get("scale", "tiny"), "summarize", given.get("seed", 0))
     root = runs_dir() / scale.name / "pipeline" / f"seed{scale.seed}"
     if not cached:
         shutil.rmtree(root, ignore_errors=True)

@@ -113,7 +113,7 @@ def train(
     """
     from rlhf_helpers.training import train_stage
 
-    place = Scale(scale, seed=seed)
+    place = Scale(scale, "summarize", seed)
     with tempfile.TemporaryDirectory() as temporary:
         config = stage_config(stage, place, Path(temporary) / stage, **parameters)
         if processes > 1:
@@ -126,14 +126,19 @@ def train(
 
 
 def evaluation_data(scale: Scale, eval_dataset: str) -> tuple[list[Prompt], list[Preference]]:
-    """Prompts, each once, and pairs to evaluate on; no pairs if the data set has prompts alone."""
+    """Prompts, each once, and pairs to evaluate on; no pairs if the data set has prompts alone.
+
+    Of a data set that is given all of it; else 256 prompts and 1,000 pairs of the course's.
+    """
     given = local_path(eval_dataset)
     prompts = read_prompts(given or scale.data("prompts", "test"))
     pairs: list[Preference] = []
     if given is None or "choice" in prompts[0]:
         pairs = read_preferences(given or scale.data("preferences", "test"))
     prompts = list({record["input_text"]: record for record in prompts}.values())
-    return (prompts[:16], pairs[:32]) if scale.name == "smoke" else (prompts, pairs)
+    if scale.name == "smoke":
+        return prompts[:16], pairs[:32]
+    return (prompts, pairs) if given else (prompts[:256], pairs[:1000])
 
 
 def predict(
@@ -149,7 +154,7 @@ def predict(
     from rlhf_helpers import generation
     from rlhf_helpers.models import load_policy, load_tokenizer
 
-    records, _ = evaluation_data(Scale(scale, seed=seed), eval_dataset)
+    records, _ = evaluation_data(Scale(scale, "summarize", seed), eval_dataset)
     prompts = [format_prompt(record["input_text"], instruction) for record in records]
     found = generation.respond(
         load_policy(model), load_tokenizer(model), prompts, seed=seed,
@@ -183,7 +188,7 @@ def evaluate(
     from rlhf_helpers.models import load_policy, load_tokenizer
     from rlhf_helpers.reward_model import RewardModel
 
-    prompts, pairs = evaluation_data(Scale(scale, seed=seed), eval_dataset)
+    prompts, pairs = evaluation_data(Scale(scale, "summarize", seed), eval_dataset)
     reward_model = RewardModel.from_pretrained(models["reward"])
     metrics, _ = evaluation.evaluate_policy(
         load_policy(models["tuned"]), load_tokenizer(models["tuned"]), prompts,

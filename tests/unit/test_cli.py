@@ -146,9 +146,10 @@ def test_options_change_settings_and_nothing_else(trained, stage, tmp_path):
         "model": "an/opt", "data": str(tmp_path / "a.jsonl"), "output_dir": tmp_path / "out",
         "learning_rate": 0.25, "instruction": "Be brief.", "save_steps": 7,
     }  # fmt: skip
-    options |= {"sft": {"bits": 4, "lora_rank": 2}, "reward": {"pairs": 9}, "ppo": {"kl_coef": 0.0}}.get(
-        stage, {"beta": 0.5}
-    )
+    options |= {
+        "sft": {"bits": 4, "lora_rank": 2}, "reward": {"pairs": 9}, "ppo": {"kl_coef": 0.0},
+        "dpo": {"beta": 0.5},
+    }[stage]  # fmt: skip
     arguments = [part for k, v in options.items() for part in (f"--{k.replace('_', '-')}", str(v))]
     assert main(["train", stage, "--seed", "3", "--resume", *arguments]) == 0
     assert trained == [(Scale("tiny", seed=3).config(stage, **options), True)]

@@ -1,10 +1,15 @@
 """The pipeline's training in two processes on the CPU, started by `accelerate launch`."""
 
 import json
+import subprocess
+import sys
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from rlhf_helpers.pipelines import stages
+from rlhf_helpers.runs import project_root
 from rlhf_helpers.scales import Scale
 
 pytestmark = pytest.mark.slow
@@ -26,7 +31,6 @@ def trained(tmp_path_factory):
         "sft": {},
         "reward": {"model": base, "sft_model": base, "pairs": 64},
         "dpo": {"model": base},
-        "ppo": {"model": base, "reward_model": str(root / "reward1")},
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RLHF_MATMUL_PRECISION", "highest")
@@ -35,7 +39,18 @@ def trained(tmp_path_factory):
             for processes in (1, 2):
                 folder = str(root / f"{stage}{processes}")
                 stages.train(stage, folder, "smoke", 0, processes, **given)
+        launch_sharded(root / "sft_fsdp")
     return root
+
+
+def launch_sharded(folder) -> None:
+    """SFT with the weights spread over two processes, by the configuration that is shipped."""
+    config = project_root() / "scripts" / "accelerate" / "fsdp.yaml"
+    launch = f"launch --config_file {config} --mixed_precision no --num_processes 2"
+    train = f"-m rlhf_helpers train sft --scale smoke --output-dir {folder}"
+    words = f"-m accelerate.commands.accelerate_cli {launch} {train}".split()
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def history(folder) -> list[dict]:
@@ -52,7 +67,16 @@ def test_two_processes_learn_as_one_does_from_the_same_batches(trained, stage):
         assert values == pytest.approx([row[name] for row in one], rel=1e-3, abs=1e-4), name
 
 
-@pytest.mark.parametrize("stage", [*MEASURED, "ppo"])
+def test_weights_spread_over_processes_learn_the_same_and_are_saved_whole(trained):
+    one, spread = (history(trained / name) for name in ("sft1", "sft_fsdp"))
+    assert [row["loss"] for row in spread] == pytest.approx([row["loss"] for row in one], rel=1e-3)
+    expected, saved = (load_file(trained / f / "model.safetensors") for f in ("sft1", "sft_fsdp"))
+    assert expected.keys() == saved.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(saved[name], weight, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("stage", MEASURED)
 def test_the_first_process_alone_writes(trained, stage):
     folder = trained / f"{stage}2"
     assert len(list((folder / "logs").iterdir())) == 1

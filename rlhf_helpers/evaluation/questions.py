@@ -1,0 +1,52 @@
+"""Four questions that show at a glance what fine-tuning has done, answered before and after."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from rlhf_helpers.generation import encode_prompts
+from rlhf_helpers.models import load_policy, load_tokenizer
+from rlhf_helpers.schemas import format_prompt
+
+# The kinds of question that the course before asked its tuned model, in words of ours, with the
+# template that its demonstrations have.
+QUESTIONS = [
+    f"Question: {question}\n\nAnswer:"
+    for question in (
+        "Rewrite this advertisement so that the shop stands in Portugal: 'Our bakery in Toronto, "
+        "Canada, opens at six. Pay in Canadian dollars, and try the maple buns!'",
+        "What are standing waves, and where does one meet them in daily life?",
+        "What is this text about? 'It began as a whisper on the tin roof. By noon the gutters "
+        "sang, the street had become a brook, and nobody had brought an umbrella.'",
+        "What is this text about? 'She had not called for a year. When she rang, he simply put the "
+        "kettle on and asked which train she would take, as if it had been a day.'",
+    )
+]
+# How the course before generated: four beams, each drawn from the ten likeliest tokens.
+BEAMS = {"num_beams": 4, "do_sample": True, "top_k": 10, "temperature": 0.6, "max_new_tokens": 128}
+
+
+def beam_answers(
+    model: str | Path, prompts: Sequence[str], *, instruction: str = "", seed: int = 0
+) -> list[str]:
+    """The answers of a model, loaded from its folder or the hub, by beam search with sampling."""
+    policy, tokenizer = load_policy(model), load_tokenizer(model)
+    texts = [format_prompt(prompt, instruction) for prompt in prompts]
+    ids, mask = (x.to(policy.device) for x in encode_prompts(tokenizer, texts))
+    with torch.random.fork_rng():  # `generate` knows no generator of its own
+        torch.manual_seed(seed)
+        output = policy.generate(
+            input_ids=ids, attention_mask=mask, pad_token_id=tokenizer.pad_token_id, **BEAMS
+        )
+    answers = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+    return [answer.strip() for answer in answers]
+
+
+def before_and_after(
+    models: Mapping[str, str | Path], prompts: Sequence[str] = QUESTIONS, seed: int = 0
+) -> pd.DataFrame:
+    """Columns `prompt`, and a model's answers under each name."""
+    answers = {name: beam_answers(model, prompts, seed=seed) for name, model in models.items()}
+    return pd.DataFrame({"prompt": list(prompts), **answers})
