@@ -5,6 +5,7 @@ the data are local sets with the same columns.
 """
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from deeplake import types
 
 from rlhf_helpers.cli import main
+from rlhf_helpers.evaluation.questions import BEAMS, beam_answers
 from rlhf_helpers.models import load_classifier, load_policy
 from rlhf_helpers.reward_model import RewardModel
 from rlhf_helpers.scales import ASSISTANT_DATA, SCALES, Scale
@@ -116,7 +118,7 @@ def hub(make_model, tokenizer, encoder, tmp_path, monkeypatch):
     """A hub cache with tiny models under the names of `small`; what stages write goes to `runs`."""
     tokenizer.chat_template = "{{ messages[0].content }}"  # which nothing may stumble over
     tokenizer.pad_token = None
-    make_model("opt", max_position_embeddings=256).save_pretrained(tmp_path / "policy")
+    make_model("opt", max_position_embeddings=512).save_pretrained(tmp_path / "policy")
     tokenizer.save_pretrained(tmp_path / "policy")
     names = {"facebook--opt-350m": tmp_path / "policy", "microsoft--deberta-v3-small": encoder}
     for name, folder in names.items():
@@ -164,6 +166,34 @@ def test_every_stage_trains_from_the_hub_s_models_and_streamed_data(hub, data, c
     assert len(train("dpo", pairs=16, **pairs)) == 2
     metrics = json.loads((hub.dir("sft") / "metrics.json").read_text())["metrics"]
     assert 0 < metrics["eval_loss"] < 10
+    capsys.readouterr()
+    assert main(["generate", "--scale", "small"]) == 0
+    shown = capsys.readouterr().out
+    assert [shown.count(f"{name}: ") for name in ("prompt", "before", "after")] == [4, 4, 4]
+    assert "standing waves" in shown and answers(shown, "before") != answers(shown, "after")
+
+
+def answers(shown: str, name: str) -> list[str]:
+    return re.findall(rf"^{name}: (.*)$", shown, re.MULTILINE)
+
+
+def test_answers_are_drawn_from_beams_and_the_same_for_the_same_seed():
+    """Four beams, each from the ten likeliest tokens at temperature 0.6, 128 tokens at most."""
+    assert BEAMS == {
+        "num_beams": 4, "do_sample": True, "top_k": 10, "temperature": 0.6, "max_new_tokens": 128,
+    }  # fmt: skip
+    base, prompts = Scale().base_model, ["r/work: My boss sings all day. Any advice? [summary]:"]
+    first, again, other = (beam_answers(base, prompts, seed=seed) for seed in (0, 0, 3))
+    assert first == again != other
+
+
+def test_a_row_longer_than_the_model_reads_is_refused(hub, data, capsys):
+    given = ["--data", data["lake"], "--eval-data", data["lake"], "--demonstrations", "8"]
+    assert main(["train", "sft", "--scale", "small", *given]) == 2
+    message = capsys.readouterr().err
+    assert (
+        "max_length is 1024, but facebook/opt-350m has 512 positions: lower --max-length" in message
+    )
 
 
 def test_a_source_that_cannot_be_reached_is_named(hub, capsys):
