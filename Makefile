@@ -26,7 +26,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --no-compile --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
 	$(RUN) -m pip install --no-compile -c constraints.txt -e ".[all]"
-	@$(RUN) -c "import kfp.dsl, jupyterlab, rlhf_helpers.rest, rlhf_helpers.evaluation" 2>/dev/null || true
+	@$(RUN) -c "import deeplake, ipykernel_launcher, jupyterlab, kfp.local, papermill, tensorboard.notebook; \
+	from rlhf_helpers import checks, cloud, labelling, plots, rest, rlaif; \
+	from rlhf_helpers.pipelines import local, submit, vertex_rlhf"
 	@touch $@
 
 course: $(STAMP) ## run all notebooks in order at SCALE, then show the results

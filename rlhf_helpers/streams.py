@@ -206,7 +206,7 @@ def _records(
     dropped.update(reasons)
     if reasons:
         told = ", ".join(f"{count} for {reason}" for reason, count in dropped.most_common())
-        logger.info("%s: rows dropped so far: %s", data, told)
+        logger.warning("%s: rows dropped so far: %s", data, told)
     if not records and indices[0] == 0:
         raise DataError(f"{data}: not one usable row among the first {len(rows)}: {told}.")
     if seed is not None:
