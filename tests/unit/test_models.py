@@ -289,7 +289,9 @@ def test_merged_weights_are_bfloat16_on_gpus(saved, monkeypatch):
     [("RLHF_DEVICE", "meta", "device meta"), ("RLHF_PRECISION", "float16", "weights in float16")],
 )
 def test_device_and_precision_can_be_overridden(monkeypatch, variable, value, found):
-    assert re.match(r"device \w+, (eager|sdpa) attention, quantised weights in", models.describe_device())
+    assert re.match(
+        r"device \w+, (eager|sdpa) attention, quantised weights in", models.describe_device()
+    )
     assert found not in models.describe_device()
     monkeypatch.setenv(variable, value)
     assert found in models.describe_device()
