@@ -128,7 +128,7 @@ def train(
 def evaluation_data(scale: Scale, eval_dataset: str) -> tuple[list[Prompt], list[Preference]]:
     """Prompts, each once, and pairs to evaluate on; no pairs if the data set has prompts alone.
 
-    Of a data set that is given all of it; else 256 prompts and 1,000 pairs of the course's.
+    Of a data set that is given all of it; else 256 prompts and 500 pairs of the course's.
     """
     given = local_path(eval_dataset)
     prompts = read_prompts(given or scale.data("prompts", "test"))
@@ -138,7 +138,7 @@ def evaluation_data(scale: Scale, eval_dataset: str) -> tuple[list[Prompt], list
     prompts = list({record["input_text"]: record for record in prompts}.values())
     if scale.name == "smoke":
         return prompts[:16], pairs[:32]
-    return (prompts, pairs) if given else (prompts[:256], pairs[:1000])
+    return (prompts, pairs) if given else (prompts[:256], pairs[:500])
 
 
 def predict(
