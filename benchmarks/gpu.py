@@ -186,8 +186,6 @@ RATIOS = {
 
 def measure(folder: Path, size: Size, minutes: float) -> tuple[list[Row], dict[str, str]]:
     """The rows of all cases that fit into the time, and why the others were left out."""
-    reset_peak()
-    before = 0 if on_gpu() else peak()
     started, longest, rows, left_out = now(), 0.0, [], {}
     deadline = started + 60 * minutes
     write_models(folder, size)
@@ -205,7 +203,7 @@ def measure(folder: Path, size: Size, minutes: float) -> tuple[list[Row], dict[s
         except RuntimeError as error:  # out of memory, or an operation that this GPU lacks
             left_out[case] = str(error).partition("\n")[0]
         longest = max(longest, now() - begun)
-    return [row._replace(memory=row.memory - before) for row in rows], left_out
+    return rows, left_out
 
 
 def summarise(rows: list[Row], rates: dict[torch.dtype, float]) -> pd.DataFrame:
