@@ -59,7 +59,7 @@ inputs, 2 more for that of a trained weight, so 6 N a token, and 4 N below a LoR
 have two passes (sampling and reference, and one of a separate critic), updates one an epoch.
 Attention's products, and what is computed twice (gradient checkpointing, log-probs of quantised
 policies), do not count. Weights of 8 bits are held against the rate of the other quantised ones.
-Peak: of tensors on a GPU; on a CPU, growth of the process since the start of the script."""
+Peak: of tensors on a GPU; on a CPU, that of the whole process."""
 
 
 def sft_config(folder: Path, size: Size, bits: int) -> SFTConfig:
