@@ -73,8 +73,8 @@ def train(config: SFTConfig, resume: bool = False) -> Result:
     seconds = run_trainer(trainer, config, resume)
     history = [row for row in trainer.state.log_history if "loss" in row]
     model = merge_adapter(trainer.model, config.model) if config.lora_rank else trainer.model
-    logged = last_logged(trainer, "loss", "train_loss", "eval_loss")
-    metrics = {"loss": logged.get("loss", logged.pop("train_loss")), "seconds": seconds} | logged
+    mean = last_logged(trainer, "train_loss")["train_loss"]  # a resumed run may log no other
+    metrics = {"loss": mean, "seconds": seconds} | last_logged(trainer, "loss", "eval_loss")
     if not streamed:
         metrics["demonstrations"] = len(records)
     return save_stage(config, model, tokenizer, metrics, history, whole_weights(trainer))

@@ -7,12 +7,11 @@ A stage writes into its folder: the model and tokenizer (`from_pretrained` loads
 import importlib
 import itertools
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,7 +19,6 @@ from unittest import mock
 import torch
 from accelerate import DistributedType
 from datasets import Dataset, IterableDataset
-from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 from transformers import (
     PreTrainedModel,
@@ -37,6 +35,7 @@ from rlhf_helpers.configs import StageConfig, TRLStageConfig
 from rlhf_helpers.models import compute_dtype, default_device
 from rlhf_helpers.runs import write_json
 from rlhf_helpers.scales import Scale
+from rlhf_helpers.tracking import log_writer, settings
 
 # stage -> module with its `train`
 STAGES = {"sft": "sft", "reward": "reward_model", "ppo": "ppo", "dpo": "dpo"}
@@ -213,37 +212,6 @@ def run_trainer(trainer: Trainer, config: TRLStageConfig, resume: bool) -> float
     return time.perf_counter() - started
 
 
-@contextmanager
-def log_writer(config: StageConfig) -> Iterator[SummaryWriter]:
-    """Writes TensorBoard logs below the stage's folder, and what goes there to W&B if asked to.
-
-    Without an account nothing waits for one: W&B's files stay in the stage's folder then, and
-    `wandb sync` sends them later. Raises ModuleNotFoundError where W&B is asked for and missing.
-    """
-    with ExitStack() as stack:
-        if config.report_to == "wandb":
-            stack.enter_context(_wandb_run(config))
-        yield stack.enter_context(SummaryWriter(config.output_dir / "logs"))
-
-
-def _wandb_run(config: StageConfig) -> AbstractContextManager:
-    try:
-        import wandb
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "--report-to wandb needs Weights & Biases: pip install wandb"
-        ) from None
-    has_account = wandb.login(prompt=False)
-    return wandb.init(
-        project=os.environ.get("WANDB_PROJECT", "rlhf_helpers"),
-        name=str(config.output_dir.relative_to(config.output_dir.parents[1])),
-        dir=config.output_dir,
-        config=settings(config),
-        mode=None if has_account or "WANDB_MODE" in os.environ else "offline",
-        sync_tensorboard=True,
-    )
-
-
 def start_stage(config: StageConfig, resume: bool) -> None:
     """Clear away what an earlier run left; to resume, make sure that there is a checkpoint.
 
@@ -288,11 +256,6 @@ def whole_weights(trainer: Trainer) -> dict[str, torch.Tensor] | None:
     if accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         return None
     return accelerator.get_state_dict(trainer.model_wrapped)
-
-
-def settings(config: StageConfig) -> dict[str, Any]:
-    """The config as JSON can hold it."""
-    return {key: str(v) if isinstance(v, Path) else v for key, v in asdict(config).items()}
 
 
 def save_stage(

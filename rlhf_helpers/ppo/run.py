@@ -22,10 +22,10 @@ from rlhf_helpers.ppo import critic
 from rlhf_helpers.ppo.trainer import PPOTrainer
 from rlhf_helpers.reward_model import RewardModel
 from rlhf_helpers.schemas import Prompt, format_prompt, read_prompts, read_texts
+from rlhf_helpers.tracking import log_writer
 from rlhf_helpers.training import (
     Result,
     load_checkpoint,
-    log_writer,
     save_checkpoint,
     save_stage,
     start_stage,
