@@ -13,6 +13,7 @@ from unittest import mock
 
 import torch
 from datasets import Dataset
+from datasets.fingerprint import get_temporary_cache_files_directory
 from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig as TRLConfig
 from trl import DPOTrainer
@@ -49,10 +50,13 @@ class PairTrainer(DPOTrainer):
     def _precompute_ref_logps(self, dataset: Dataset, *arguments: Any, **keywords: Any) -> Dataset:
         """What the reference thinks of the rows, in a file that the first process writes.
 
-        All read the same one: a data set in memory would look for it in another place in each.
+        TRL names it by rows and reference, so that the runs of a sweep share it; but a data set in
+        memory would look for it in another place each time, and in each process.
         """
-        path = processes.gather(dataset._get_cache_file_path(""))[0]
-        with mock.patch.object(dataset, "_get_cache_file_path", return_value=path):
+        folder = processes.gather(get_temporary_cache_files_directory())[0]
+        with mock.patch.object(
+            dataset, "_get_cache_file_path", lambda name: f"{folder}/{name}.arrow"
+        ):
             return super()._precompute_ref_logps(dataset, *arguments, **keywords)
 
 

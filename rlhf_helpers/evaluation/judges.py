@@ -207,16 +207,17 @@ def language_model_judge(
         prompts: Sequence[str], firsts: Sequence[str], seconds: Sequence[str]
     ) -> Sequence[float]:
         asked = [question(*pair) for pair in zip(prompts, firsts, seconds, strict=True)]
-        found: list[float] = []
+        found = torch.zeros(len(asked), dtype=torch.double)
+        by_length = sorted(range(len(asked)), key=lambda i: len(asked[i]))  # little is padded
         for start in range(0, len(asked), batch_size):
-            texts = asked[start : start + batch_size]
-            ids, mask = generation.encode_prompts(tokenizer, texts)
-            answers, answer_mask = _label_ids(tokenizer, texts[0], labels)
-            repeated = (x.repeat(len(texts), 1) for x in (answers, answer_mask))
+            places = by_length[start : start + batch_size]
+            ids, mask = generation.encode_prompts(tokenizer, [asked[i] for i in places])
+            answers, answer_mask = _label_ids(tokenizer, asked[places[0]], labels)
+            repeated = (x.repeat(len(places), 1) for x in (answers, answer_mask))
             batch = [x.to(policy.device) for x in (ids, mask, *repeated)]
             logprobs = generation.response_logprobs(policy, *batch).sum(1).view(-1, 2)
-            found += logprobs.double().softmax(1)[:, 1].tolist()
-        return found
+            found[places] = logprobs.double().softmax(1)[:, 1].cpu()
+        return found.tolist()
 
     return judge
 

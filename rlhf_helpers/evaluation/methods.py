@@ -1,6 +1,7 @@
 """Methods side by side: how good each one's answers are, and how far from the SFT model's."""
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +33,18 @@ def compare_methods(
     `win_rate`, by gold, against the reference's answer, with a 95% interval; `kl` from the
     reference in nats a response; `words`.
     """
-    model, rows = load_policy(reference), {}
-    settings = {"reference": model, "max_new_tokens": max_new_tokens, "seed": seed}
-    tokenizer = load_tokenizer(reference)
-    _, before = evaluate_policy(model, tokenizer, prompts, **settings)
+    model, tokenizer, rows = load_policy(reference), load_tokenizer(reference), {}
+
+    @cache  # the reference may be among the policies
+    def evaluate(folder: str) -> tuple[dict[str, float], pd.DataFrame]:
+        return evaluate_policy(
+            load_policy(folder), tokenizer, prompts,
+            reference=model, max_new_tokens=max_new_tokens, seed=seed,
+        )  # fmt: skip
+
+    _, before = evaluate(str(reference))
     for name, folder in policies.items():
-        found, after = evaluate_policy(load_policy(folder), tokenizer, prompts, **settings)
+        found, after = evaluate(str(folder))
         rows[name] = _row(after["gold"], before["gold"]) | {"kl": found["kl"]}
         rows[name]["words"] = found["words"]
     return pd.DataFrame(rows).T

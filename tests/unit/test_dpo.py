@@ -1,6 +1,7 @@
 """DPO: which tokens are compared, what the losses are, and from which records pairs come."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,17 @@ def test_trl_computes_the_loss_that_was_asked_for(tmp_path, base_tokenizer, sett
     expected = written_out(ratios[::2], ratios[1::2], lengths, settings)
     assert abs(ratios[::2] - ratios[1::2]).min() > 0.1
     torch.testing.assert_close(found.detach(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_sweep_asks_the_reference_once(tmp_path, base_tokenizer, monkeypatch):
+    settings = config(tmp_path, seed=1)
+    rows = [encode_pair(PAIR | {"input_text": "Once only."}, base_tokenizer, settings)]
+    first = dpo.preference_trainer(settings, rows, base_tokenizer).train_dataset
+    monkeypatch.setattr(dpo.PairTrainer, "compute_ref_log_probs", None)
+    again = dpo.preference_trainer(replace(settings, beta=3.0), rows, base_tokenizer).train_dataset
+    assert again["ref_chosen_logps"] == first["ref_chosen_logps"]
+    with pytest.raises(TypeError):  # other pairs must be asked about
+        dpo.preference_trainer(settings, rows * 2, base_tokenizer)
 
 
 @torch.no_grad()
