@@ -51,12 +51,14 @@ class PairTrainer(DPOTrainer):
         """What the reference thinks of the rows, in a file that the first process writes.
 
         TRL names it by rows and reference, so that the runs of a sweep share it; but a data set in
-        memory would look for it in another place each time, and in each process.
+        memory would look for it in another place each time, and in each process. A run that finds
+        the file draws no random numbers for it, so one that does not must leave them as they were.
         """
         folder = processes.gather(get_temporary_cache_files_directory())[0]
-        with mock.patch.object(
+        shared = mock.patch.object(
             dataset, "_get_cache_file_path", lambda name: f"{folder}/{name}.arrow"
-        ):
+        )
+        with shared, torch.random.fork_rng():
             return super()._precompute_ref_logps(dataset, *arguments, **keywords)
 
 
