@@ -63,8 +63,10 @@ def test_two_processes_learn_as_one_does_from_the_same_batches(trained, stage):
     one, two = history(trained / f"{stage}1"), history(trained / f"{stage}2")
     assert len(one) > 1
     for name in ("loss", "grad_norm", *MEASURED[stage]):
-        values = [row[name] for row in two]
-        assert values == pytest.approx([row[name] for row in one], rel=1e-3, abs=1e-4), name
+        # At DPO's first step every margin is 0: rounding decides which of them count as right.
+        start = int(name == "rewards/accuracies")
+        values, expected = ([row[name] for row in rows[start:]] for rows in (two, one))
+        assert values == pytest.approx(expected, rel=1e-3, abs=1e-4), name
 
 
 def test_weights_spread_over_processes_learn_the_same_and_are_saved_whole(trained):
