@@ -10,63 +10,37 @@ seeds with 95% intervals (Student's t), measured on the test prompts.
 import argparse
 import math
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from scipy import stats
 
-from rlhf_helpers import models, ppo, rest, reward_model, rlaif, schemas
+from rlhf_helpers import models, rest, reward_model, schemas
 from rlhf_helpers.evaluation import best_of_n_row, compare_methods
 from rlhf_helpers.scales import Scale
 from rlhf_helpers.training import train_missing
 
 PROMPTS, PROMPTS_BEST_OF_N = 512, 256
-GROWN, LABELS = 400, 800  # prompts a Grow step; pairs that the AI labels
 
 
-def train_rest(run: Scale) -> None:
-    """The loop of L10, and the base model tuned on the best of 4 of its first samples."""
+def tune_on_best_of_4(run: Scale) -> None:
+    """The base model, tuned on the best of 4 samples to the prompts of the first Grow step."""
     tokenizer = models.load_tokenizer(run.dir("sft"))
     scorer = reward_model.RewardModel.from_pretrained(run.dir("reward"))
-    prompts = schemas.read_prompts(run.data("prompts", "train"))
-    model, rate = run.dir("sft"), 3e-4
-    for g in (1, 2):
-        asked = prompts[(g - 1) * GROWN : g * GROWN]
-        policy = models.load_policy(model)
-        samples = rest.grow(policy, tokenizer, scorer, asked, seed=run.seed + g)
-        if g == 1:
-            tune(run, "rest/best_of_4", rest.best_of(samples, 4), epochs=4)
-        for share in (0.5, 0.25):
-            kept = rest.above(samples, samples["advantage"].quantile(1 - share), by="advantage")
-            settings = {"model": model, "learning_rate": rate, "warmup_steps": 5}
-            model = tune(run, f"rest/grow_{g}_best_{share}", kept, **settings)
-            rate /= 1.5
-
-
-def tune(run: Scale, name: str, kept: pd.DataFrame, **settings: Any) -> Path:
-    folder = run.dir(name)
+    asked = schemas.read_prompts(run.data("prompts", "train"))[: run.config("rest").grow_prompts]
+    policy, folder = models.load_policy(run.dir("sft")), run.dir("rest/best_of_4")
+    samples = rest.grow(policy, tokenizer, scorer, asked, seed=run.seed + 1)
     files = {"data": folder / "kept.jsonl", "output_dir": folder}
-    return rest.improve(kept, run.config("sft", **files, **settings)).output_dir
-
-
-def train_rlaif(run: Scale) -> None:
-    """The steps of L11."""
-    labels, reward = run.dir("rlaif_labels") / "train.jsonl", run.dir("rlaif_reward")
-    labeller = rlaif.ai_labeller(rlaif.read_constitution())
-    rlaif.label_file(labeller, run.data("preferences", "train"), labels, LABELS)
-    reward_model.train(run.config("reward", data=labels, pairs=LABELS, output_dir=reward))
-    ppo.train(run.config("ppo", reward_model=reward, output_dir=run.dir("rlaif"), steps=20))
+    rest.improve(rest.best_of(samples, 4), run.config("sft", epochs=4, **files))
 
 
 def measure_seed(seed: int) -> pd.DataFrame:
     """A row a method; see `compare_methods`."""
     run = Scale("tiny", seed=seed)
-    train_missing(run, "sft", "reward", "ppo", "dpo")
+    train_missing(run, "sft", "reward", "ppo", "dpo", "rest", "rlaif")
     folders = {"SFT on best of 4": "rest/best_of_4", "PPO": "ppo", "DPO": "dpo",
-               "ReST": "rest/grow_2_best_0.25", "RLAIF": "rlaif"}  # fmt: skip
-    for method, train in (("ReST", train_rest), ("RLAIF", train_rlaif)):
-        if not (run.dir(folders[method]) / "metrics.json").exists():
-            train(run)
+               "ReST": "rest", "RLAIF": "rlaif"}  # fmt: skip
+    if not (run.dir("rest/best_of_4") / "metrics.json").exists():
+        tune_on_best_of_4(run)
     policies = {"base model": run.base_model, "SFT": run.dir("sft")}
     policies |= {name: run.dir(folder) for name, folder in folders.items()}
     prompts = schemas.read_prompts(run.data("prompts", "test"))[:PROMPTS]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlhf_helpers import runs, scales, schemas
+from rlhf_helpers.doctor import add_doctor
 from rlhf_helpers.pipeline_command import add_pipeline
 from rlhf_helpers.plan import add_plan
 from rlhf_helpers.train_command import add_common, add_train, print_table
@@ -46,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_generate(commands)
     add_pipeline(commands)
     add_plan(commands)
+    add_doctor(commands)
     return parser
 
 

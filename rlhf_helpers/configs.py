@@ -95,6 +95,31 @@ class RewardConfig(TRLStageConfig):
 
 
 @dataclass(kw_only=True)
+class RestConfig(TRLStageConfig):
+    """Reinforced Self-Training: sample, keep the best, imitate it; then again.
+
+    `model` is the SFT model, `data` are prompts; the rest holds for every Improve step.
+    """
+
+    reward_model: str | Path
+    grow_steps: int = 2  # data sets sampled, each from the policy that the one before has made
+    improve_steps: int = 2  # fine-tunings on each: on the better half, the best quarter, ...
+    grow_prompts: int = 400  # to sample for in a Grow step; each has its own
+    samples_per_prompt: int = 4
+    max_new_tokens: int = 48
+    learning_rate: float = 3e-4  # of the first Improve step; two thirds of it at the next
+    warmup_steps: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("grow_steps", "improve_steps", "grow_prompts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.samples_per_prompt < 2:
+            raise ValueError("samples_per_prompt must be at least 2: one is no better than another")
+
+
+@dataclass(kw_only=True)
 class DPOConfig(TRLStageConfig):
     """Direct preference optimisation: the policy from preferences, without a reward model.
 
@@ -222,3 +247,17 @@ class PPORunConfig(PPOConfig, StageConfig):
         StageConfig.__post_init__(self)
         if self.ptx_coef and self.ptx_data is None:
             raise ValueError("ptx_coef needs pretraining documents: set ptx_data")
+
+
+@dataclass(kw_only=True)
+class RLAIFConfig(PPORunConfig):
+    """PPO against a reward model that an AI labeller has taught.
+
+    That reward model is trained first and written to `reward_model`.
+    """
+
+    preferences: str | Path  # pairs for the AI to judge anew
+    reward: RewardConfig  # settings of the reward model; its data are the labels
+    labels: int = 800
+    labeller: str | Path | None = None  # a causal language model; None takes the small labeller
+    constitution: Path | None = None  # principles, one a line; None takes `data/constitution.txt`

@@ -8,20 +8,36 @@ steps fine-tune on what of it scores above a threshold that rises from one to th
     for threshold in rising:
         model = improve(above(samples, threshold), config).output_dir
 
+`train` is the whole of it.
+
 Simplified: an Improve step takes `config.epochs` passes, where the paper stops once the reward on
 a validation set falls, and the data hold samples alone, without the first demonstrations.
 """
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_helpers import generation, sft
-from rlhf_helpers.configs import SFTConfig
-from rlhf_helpers.schemas import Prompt, format_prompt, write_jsonl
-from rlhf_helpers.training import Result
+from rlhf_helpers import generation, processes, sft
+from rlhf_helpers.configs import RestConfig, SFTConfig, TRLStageConfig
+from rlhf_helpers.models import existing, load_policy, load_tokenizer
+from rlhf_helpers.reward_model import RewardModel
+from rlhf_helpers.schemas import DataError, Prompt, format_prompt, write_jsonl
+from rlhf_helpers.tracking import log_writer
+from rlhf_helpers.training import (
+    Result,
+    load_checkpoint,
+    read_some,
+    save_checkpoint,
+    save_stage,
+    start_stage,
+)
 
 
 def grow(
@@ -103,9 +119,84 @@ def improve(kept: pd.DataFrame, config: SFTConfig) -> Result:
     The same stage as on people's demonstrations, `sft.train`. In the paper the model is what the
     last Improve step has left, and the learning rate is lower at each.
     """
-    Path(config.data).parent.mkdir(parents=True, exist_ok=True)
-    write_jsonl(config.data, kept.to_dict("records"))
+    if processes.rank() == 0:
+        Path(config.data).parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(config.data, kept.to_dict("records"))
+    processes.wait()
     return sft.train(config)
+
+
+def train(config: RestConfig, resume: bool = False) -> Result:
+    """All Grow steps with their Improve steps, each with a folder below `output_dir`.
+
+    An answer is kept for its advantage; the last model is the result. A stopped run goes on at the
+    Grow step that it was in. Raises DataError for a bad data set, or one with too few prompts.
+    """
+    wanted = config.grow_steps * config.grow_prompts
+    prompts = read_some(config.data, "prompts", wanted)
+    if len(prompts) < wanted:
+        raise DataError(
+            f"{config.data}: {len(prompts)} prompts, but {config.grow_steps} Grow steps of "
+            f"{config.grow_prompts} ask for {wanted}. Lower grow_prompts or grow_steps."
+        )
+    scorer = RewardModel.from_pretrained(config.reward_model)
+    existing(config.model)
+    start_stage(config, resume)
+    history: list[dict[str, float]] = []
+    if resume:
+        history = load_checkpoint(config.output_dir, torch.device("cpu"))["history"]
+    main = processes.rank() == 0
+    with log_writer(config) if main else nullcontext() as writer:
+        for g in range(len(history) // config.improve_steps, config.grow_steps):
+            asked = prompts[g * config.grow_prompts :][: config.grow_prompts]
+            for row in _grow_and_improve(config, g, asked, scorer):
+                if writer is not None:
+                    for name, value in row.items():
+                        writer.add_scalar(f"rest/{name}", value, len(history))
+                history.append(row)
+            if main:
+                save_checkpoint(config.output_dir, g + 1, {"history": history})
+    model = _model_after(config, len(history))
+    metrics = {name: history[-1][name] for name in ("score", "kept", "loss")}
+    metrics["seconds"] = sum(row["seconds"] for row in history)
+    return save_stage(config, load_policy(model), load_tokenizer(model), metrics, history)
+
+
+def _grow_and_improve(
+    config: RestConfig, g: int, prompts: list[Prompt], scorer: Callable[[list[str]], list[float]]
+) -> Iterator[dict[str, float]]:
+    """The g-th Grow step (from 0) and its Improve steps: yields a row of the history for each."""
+    started, done = time.perf_counter(), g * config.improve_steps
+    model = _model_after(config, done)
+    samples = grow(
+        load_policy(model), load_tokenizer(model), scorer, prompts,
+        samples_per_prompt=config.samples_per_prompt, max_new_tokens=config.max_new_tokens,
+        instruction=config.instruction, seed=config.seed + g + 1,
+    )  # fmt: skip
+    common = {field.name: getattr(config, field.name) for field in fields(TRLStageConfig)}
+    for i in range(config.improve_steps):
+        kept = above(samples, samples["advantage"].quantile(1 - 0.5 ** (i + 1)), by="advantage")
+        folder = _model_after(config, done + i + 1)
+        changes = {
+            "model": _model_after(config, done + i), "data": Path(folder) / "kept.jsonl",
+            "output_dir": folder, "learning_rate": config.learning_rate / 1.5 ** (done + i),
+            "report_to": "none",
+        }  # fmt: skip
+        loss = improve(kept, SFTConfig(**common | changes)).metrics["loss"]
+        now = time.perf_counter()
+        yield {
+            "score": float(samples["score"].mean()), "kept": len(kept) / len(samples),
+            "loss": loss, "seconds": now - started,
+        }  # fmt: skip
+        started = now
+
+
+def _model_after(config: RestConfig, improved: int) -> str | Path:
+    """What so many Improve steps have made of `config.model`."""
+    if not improved:
+        return config.model
+    g, i = divmod(improved - 1, config.improve_steps)
+    return config.output_dir / f"grow_{g + 1}_best_{0.5 ** (i + 1)}"
 
 
 def _usable(samples: pd.DataFrame) -> pd.DataFrame:

@@ -4,16 +4,19 @@ The labeller is any causal language model. It reads the principles, the post and
 its log-probs of "1" and "2" are its label (Lee et al. 2023, "RLAIF vs. RLHF"; the constitution is
 from Bai et al. 2022, "Constitutional AI"). It is asked in both orders and the two are averaged
 (`evaluation.judge_pairs`). The labels make a file of preferences like any other, so that
-`reward_model.train` and `ppo.train` need not know who wrote it.
+`reward_model.train` and `ppo.train` need not know who wrote it; `train` is all three.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_helpers import ppo, processes, reward_model
+from rlhf_helpers.configs import RLAIFConfig
 from rlhf_helpers.evaluation.judges import (
     Judge,
     Question,
@@ -24,7 +27,8 @@ from rlhf_helpers.evaluation.judges import (
 from rlhf_helpers.little_world.principles import little_question
 from rlhf_helpers.models import existing, load_policy, load_tokenizer
 from rlhf_helpers.runs import data_dir
-from rlhf_helpers.schemas import DataError, read_preferences, write_jsonl
+from rlhf_helpers.schemas import DataError, write_jsonl
+from rlhf_helpers.training import Result, read_some
 
 ANNOTATOR = "ai"
 
@@ -80,14 +84,16 @@ def ai_labeller(
 
 
 def label_file(
-    labeller: Judge, source: Path, target: Path, count: int | None = None
+    labeller: Judge, source: str | Path, target: Path, count: int | None = None
 ) -> pd.DataFrame:
-    """Write the first `count` pairs of a file of preferences again, with the labeller's choices.
+    """Write the first `count` pairs of a data set again, with the labeller's choices.
 
     A pair that comes out at a tie teaches nothing and is left out. Returns the labeller's verdicts,
     a row a pair (see `judge_pairs`). Raises DataError for a bad record, before any is judged.
     """
-    pairs: Sequence[Mapping] = read_preferences(source)[:count]
+    pairs = read_some(source, "preferences", count)
+    if "choice" not in pairs[0]:
+        raise DataError(f"{source}: the labeller compares two answers, not rankings. Give pairs.")
     fields = ("input_text", "candidate_0", "candidate_1")
     table = judge_pairs(labeller, *([record[field] for record in pairs] for field in fields))
     labelled = [
@@ -99,3 +105,22 @@ def label_file(
     target.parent.mkdir(parents=True, exist_ok=True)
     write_jsonl(target, labelled)
     return table
+
+
+def train(config: RLAIFConfig, resume: bool = False) -> Result:
+    """Label, train the reward model on the labels, then run PPO against it.
+
+    Only PPO is resumed: labels and reward model are there by then. Raises DataError for bad data.
+    """
+    if not resume:
+        read_some(config.data, "prompts", 1)  # a file is checked whole, before hours of labelling
+        existing(config.model)
+        labels = config.output_dir / "labels.jsonl"
+        if processes.rank() == 0:
+            principles = read_constitution(config.constitution)
+            labeller = ai_labeller(principles, config.labeller)
+            label_file(labeller, config.preferences, labels, config.labels)
+        processes.wait()
+        output_dir = Path(config.reward_model)
+        reward_model.train(replace(config.reward, data=labels, output_dir=output_dir))
+    return ppo.train(config, resume)

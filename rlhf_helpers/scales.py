@@ -7,11 +7,14 @@ that this one grew from, for GPUs of 40 to 80 GB.
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rlhf_helpers.configs import (
     DPOConfig,
     PPORunConfig,
+    RestConfig,
     RewardConfig,
+    RLAIFConfig,
     SFTConfig,
     StageConfig,
 )
@@ -44,10 +47,12 @@ SMOKE: dict[str, dict] = {
     "dpo": {"pairs": 32, "batch_size": 8, "save_steps": 2},
     "ppo": {"steps": 2, "batch_size": 8, "mini_batch_size": 4, "samples_per_prompt": 2,
             "max_new_tokens": 8, "save_steps": 1},
+    "rest": {"grow_prompts": 8, "batch_size": 8},
+    "rlaif": {"labels": 32},
 }  # fmt: skip
 
 # A quarter of the rankings, best against worst, is enough for DPO to reach what PPO reaches.
-TINY: dict[str, dict] = {"dpo": {"pairs": 640}}
+TINY: dict[str, dict] = {"dpo": {"pairs": 640}, "rlaif": {"steps": 20}}
 
 # The settings of Activeloop's course on RLHF (LLM training in production), which used eight A100.
 # Batches are of all GPUs together here, and were a GPU's there.
@@ -74,6 +79,12 @@ FULL: dict[str, dict] = {
         "pairs": 20_000, "beta": 0.1, "batch_size": 64, "learning_rate": 1e-5, "warmup_steps": 150,
         "max_length": 512, "save_steps": 500,
     },
+    # Ours: that course has neither. The rest of RLAIF is as in `ppo`.
+    "rest": QLORA | {
+        "grow_prompts": 5_000, "samples_per_prompt": 8, "max_new_tokens": 128, "batch_size": 64,
+        "learning_rate": 1e-4, "warmup_steps": 20, "max_length": 512, "save_steps": 500,
+    },
+    "rlaif": {"labels": 20_000, "labeller": "Qwen/Qwen2.5-1.5B-Instruct"},
 }  # fmt: skip
 
 # Ours: less of everything, for a GPU of 16 GB. No quality is claimed before it has been measured.
@@ -83,6 +94,8 @@ SMALL: dict[str, dict] = {
     "ppo": {"steps": 200, "samples_per_prompt": 4, "mini_batch_size": 8, "ppo_epochs": 2,
             "min_new_tokens": 0, "max_new_tokens": 64, "max_prompt_length": 256},
     "dpo": {"pairs": 5_000, "batch_size": 16, "warmup_steps": 50},
+    "rest": {"grow_prompts": 500, "samples_per_prompt": 4, "max_new_tokens": 64, "batch_size": 16},
+    "rlaif": {"labels": 5_000},
 }  # fmt: skip
 SMALL = {stage: FULL[stage] | SMALL[stage] for stage in FULL}
 
@@ -139,28 +152,38 @@ class Scale:
         return self.data(name, split)
 
     def dir(self, stage: str) -> Path:
-        """The folder of a stage's run: `sft`, `reward`, `ppo`, `dpo`."""
+        """The folder of a stage's run, e.g. `dir("ppo")`."""
         return stage_dir(self.name, stage, self.task, self.seed, self.live)
 
     def config(self, stage: str, **changes: object) -> StageConfig:
         """The stage's config at this scale, with some fields changed."""
         values: dict = {"seed": self.seed, "output_dir": self.dir(stage)}
+        if stage == "rlaif":
+            values |= SETTINGS[self.name].get("ppo", {})
         values |= SETTINGS[self.name].get(stage, {})
         values |= self._inputs(stage)
-        kinds = {"sft": SFTConfig, "reward": RewardConfig, "dpo": DPOConfig, "ppo": PPORunConfig}
+        kinds = {"sft": SFTConfig, "reward": RewardConfig, "dpo": DPOConfig, "ppo": PPORunConfig,
+                 "rest": RestConfig, "rlaif": RLAIFConfig}  # fmt: skip
         return kinds[stage](**values | changes)
 
-    def _inputs(self, stage: str) -> dict[str, str | Path]:
+    def _inputs(self, stage: str) -> dict[str, Any]:
         """The models and data that a stage starts from."""
-        inputs: dict[str, str | Path]
+        inputs: dict[str, Any]
         prompts, sft = self.source("prompts", "train"), self.dir("sft")
         if stage == "sft":
             inputs = {"model": self.base_model, "data": self.source("demonstrations", "train")}
             if self.name in POLICIES:
                 inputs |= {"eval_data": self.source("demonstrations", "validation")}
             return inputs
-        if stage == "ppo":
+        if stage in ("ppo", "rest", "rlaif"):
             inputs = {"model": sft, "reward_model": self.dir("reward"), "data": prompts}
+            if stage == "rest":
+                return inputs
+            if stage == "rlaif":
+                pairs = self.source("preferences", "train")
+                reward = self.config("reward", data=pairs, pairs=None)
+                inputs |= {"reward_model": self.dir("rlaif_reward"), "reward": reward}
+                inputs |= {"preferences": pairs}
             if self.task != "assistant":
                 inputs |= {"ptx_data": self.data("pretraining", "train")}
             return inputs
@@ -176,5 +199,5 @@ class Scale:
 
 # PPO settings that push hard enough to show reward hacking at `tiny`; its cure is `kl_coef` alone.
 HACKING = {
-    "kl_coef": 0.0, "learning_rate": 6e-4, "steps": 30, "batch_size": 32, "mini_batch_size": 16,
+    "kl_coef": 0.0, "learning_rate": 7e-4, "steps": 30, "batch_size": 32, "mini_batch_size": 16,
 }  # fmt: skip

@@ -1,10 +1,10 @@
 """Where a run's numbers go besides its files: TensorBoard always, Weights & Biases if asked for."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
@@ -45,4 +45,4 @@ def _wandb_run(config: StageConfig) -> AbstractContextManager:
 
 def settings(config: StageConfig) -> dict[str, Any]:
     """The config as JSON can hold it."""
-    return {key: str(v) if isinstance(v, Path) else v for key, v in asdict(config).items()}
+    return json.loads(json.dumps(asdict(config), default=str))

@@ -1,4 +1,4 @@
-"""The command `train sft | reward | ppo | dpo`: an option for every field of a stage's config."""
+"""The command `train sft | … | rlaif`: an option for every field of a stage's config."""
 
 import argparse
 import dataclasses
@@ -13,12 +13,16 @@ STAGES = {
     "reward": "train the reward model on preferences; needs sft",
     "ppo": "improve the SFT model by PPO against the reward model; needs sft and reward",
     "dpo": "improve the SFT model on preferences themselves, by DPO; needs sft",
+    "rest": "improve the SFT model by imitating its own best samples (ReST); needs sft and reward",
+    "rlaif": "let an AI label the preferences, then reward model and PPO; needs sft",
 }
 CONFIGS = {
     "sft": configs.SFTConfig,
     "reward": configs.RewardConfig,
     "ppo": configs.PPORunConfig,
     "dpo": configs.DPOConfig,
+    "rest": configs.RestConfig,
+    "rlaif": configs.RLAIFConfig,
 }
 
 
@@ -54,7 +58,7 @@ def add_train(commands: argparse._SubParsersAction) -> None:
         add_common(stage)
         stage.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
         for field in dataclasses.fields(CONFIGS[name]):
-            if field.name != "seed":  # among the common ones
+            if field.name not in NO_OPTION:
                 _add_field(stage, field, typing.get_type_hints(CONFIGS[name])[field.name])
         stage.set_defaults(command=_train, stage=name)
 
@@ -72,6 +76,8 @@ def _add_field(parser: argparse.ArgumentParser, field: dataclasses.Field, hint: 
         **form,
     )
 
+
+NO_OPTION = ("seed", "reward")  # one of the common options; another stage's settings
 
 HELP = {
     "model": "what to start from: a folder, or a name of the hub",
@@ -107,7 +113,7 @@ HELP = {
     "label_smoothing": "share of labels believed to be the wrong way round",
     "max_new_tokens": "longest answer, in tokens",
     "calibration_prompts": "prompts that the scores are standardised on",
-    "reward_model": "the folder of a reward model",
+    "reward_model": "the folder of a reward model (rlaif: where its own goes)",
     "steps": "rollouts to learn from",
     "samples_per_prompt": "answers to each prompt, which is encoded once for all of them",
     "mini_batch_size": "answers an optimiser step",
@@ -130,6 +136,14 @@ HELP = {
     "missing_eos_penalty": "taken off the score of an answer that does not end",
     "score_clip": "cut scores to at most this, up and down",
     "ptx_coef": "weight of the pretraining loss (PPO-ptx)",
+    "grow_steps": "data sets to sample, each from the policy that the one before has made",
+    "improve_steps": "fine-tunings on each: on the better half, the best quarter, and so on",
+    "grow_prompts": "prompts to sample answers for, in each Grow step",
+    "preferences": "pairs for the AI to judge anew; a file or source like --data of reward",
+    "labels": "how many of these pairs",
+    "labeller": "a causal language model, a folder or a name of the hub, that judges; at smoke and "
+    "tiny the small labeller of data/labeller",
+    "constitution": "a file of principles, one a line, by which it judges",
     "ptx_data": "pretraining documents for it, a JSONL file",
 }
 

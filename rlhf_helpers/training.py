@@ -38,7 +38,10 @@ from rlhf_helpers.scales import Scale
 from rlhf_helpers.tracking import log_writer, settings
 
 # stage -> module with its `train`
-STAGES = {"sft": "sft", "reward": "reward_model", "ppo": "ppo", "dpo": "dpo"}
+STAGES = {
+    "sft": "sft", "reward": "reward_model", "ppo": "ppo", "dpo": "dpo", "rest": "rest",
+    "rlaif": "rlaif",
+}  # fmt: skip
 
 # kind of record -> what reads a whole JSONL file of them, strictly
 READERS: dict[str, Callable[[Any], list]] = {

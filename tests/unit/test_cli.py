@@ -5,11 +5,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from rlhf_helpers import course, dpo, ppo, reward_model, schemas, sft, train_command
+from rlhf_helpers import course, dpo, ppo, rest, reward_model, rlaif, schemas, sft, train_command
 from rlhf_helpers.cli import main
 from rlhf_helpers.little_world import base_model, build
 from rlhf_helpers.reward_model import RewardModel
@@ -19,7 +20,8 @@ from rlhf_helpers.training import Result
 
 COMMANDS = [
     [], ["course"], ["data"], ["train"], ["train", "sft"], ["train", "reward"], ["train", "ppo"],
-    ["train", "dpo"], ["evaluate"],
+    ["train", "dpo"], ["train", "rest"], ["train", "rlaif"], ["evaluate"],
+    ["doctor"],
 ]  # fmt: skip
 GOOD = {
     "sft": {"input_text": "a post [summary]: ", "output_text": "short"},
@@ -30,9 +32,13 @@ GOOD = {
     "dpo": {
         "input_text": "a post [summary]: ", "candidate_0": "x", "candidate_1": "y", "choice": 0,
     },
+    "rest": {"input_text": "a post [summary]: "},
+    "rlaif": {"input_text": "a post [summary]: "},
 }  # fmt: skip
 STAGES = pytest.mark.parametrize("stage", GOOD)
-MODULES = {"sft": sft, "reward": reward_model, "ppo": ppo, "dpo": dpo}
+MODULES = {
+    "sft": sft, "reward": reward_model, "ppo": ppo, "dpo": dpo, "rest": rest, "rlaif": rlaif,
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +53,7 @@ def no_models(monkeypatch):
     def fail(*arguments, **keywords):
         pytest.fail("loaded before the data was checked")
 
-    for module in (sft, reward_model, ppo.run, dpo):
+    for module in (sft, reward_model, ppo.run, dpo, rest, rlaif):
         monkeypatch.setattr(module, "load_policy", fail)
         monkeypatch.setattr(module, "load_tokenizer", fail)
     monkeypatch.setattr(RewardModel, "from_pretrained", fail)
@@ -148,7 +154,7 @@ def test_options_change_settings_and_nothing_else(trained, stage, tmp_path):
     }  # fmt: skip
     options |= {
         "sft": {"bits": 4, "lora_rank": 2}, "reward": {"pairs": 9}, "ppo": {"kl_coef": 0.0},
-        "dpo": {"beta": 0.5},
+        "dpo": {"beta": 0.5}, "rest": {"grow_steps": 3}, "rlaif": {"labels": 9},
     }[stage]  # fmt: skip
     arguments = [part for k, v in options.items() for part in (f"--{k.replace('_', '-')}", str(v))]
     assert main(["train", stage, "--seed", "3", "--resume", *arguments]) == 0
@@ -185,6 +191,34 @@ def test_data_writes_what_is_sampled_or_pretrained_when_asked(tmp_path, monkeypa
         (tmp_path, runs_dir() / "pretraining"),
         (data_dir() / "base_model", runs_dir() / "pretraining"),
     ]
+
+
+def test_the_doctor_finds_nothing_wrong_here(capsys):
+    assert main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines] == [
+        ["ok", check] for check in ("packages", "data", "runs", "device")
+    ]
+    assert not runs_dir().exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "instead", "said"),
+    [
+        ("importlib.metadata.requires", lambda _: ["torch>=99", "no-such-package>=1"], "pip"),
+        ("rlhf_helpers.runs.data_dir", lambda: Path("/nowhere"), "git checkout"),
+        ("shutil.disk_usage", lambda _: SimpleNamespace(free=2**20), "set RLHF_RUNS"),
+        ("os.access", lambda *_: False, "set RLHF_RUNS"),
+    ],
+)
+def test_the_doctor_says_what_mends_it(place, instead, said, capsys, monkeypatch):
+    monkeypatch.setattr(place, instead)
+    assert main(["doctor"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    (wrong,) = [i for i, line in enumerate(lines) if line.startswith("MISSING")]
+    assert "remedy: " in lines[wrong + 1] and said in lines[wrong + 1]
+    if "requires" in place:
+        assert re.search(r"torch>=99 \(found: 2\S+\), no-such-package>=1$", lines[wrong])
 
 
 @pytest.mark.parametrize("status", [0, 1])
@@ -328,7 +362,7 @@ def test_every_setting_has_its_meaning():
     fields = {
         name for config in train_command.CONFIGS.values() for name in config.__dataclass_fields__
     }
-    assert set(train_command.HELP) == fields - {"seed"}
+    assert set(train_command.HELP) == fields - set(train_command.NO_OPTION)
 
 
 @pytest.mark.parametrize(("name", "task"), [("huge", "summarize"), ("tiny", "chess")])

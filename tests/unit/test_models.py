@@ -56,13 +56,26 @@ def test_without_the_environment_one_of_two_is_chosen_and_set():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "error", "choice"),
-    [(0.5, 1e-7, "medium"), (0.5, 1e-3, "highest"), (0.9, 1e-7, "highest"), (2, 1e-7, "highest")],
+    ("gain", "error", "choice"),
+    [(2, 1e-7, "medium"), (2, 1e-3, "highest"), (1.3, 1e-7, "highest"), (0.5, 1e-7, "highest")],
 )
-def test_medium_is_chosen_where_it_is_faster_at_the_same_error(monkeypatch, seconds, error, choice):
-    measured = {"highest": (1.0, 1e-7), "medium": (seconds, error)}
-    monkeypatch.setattr(models, "_measure_matmul", measured.get)
+def test_medium_is_chosen_where_it_is_clearly_faster_at_the_same_error(
+    monkeypatch, gain, error, choice
+):
+    monkeypatch.setattr(models, "_measure_matmul", lambda: (gain, error))
     assert matmul_precision() == choice == torch.get_float32_matmul_precision()
+
+
+def test_the_gain_of_a_faster_product_is_its_ratio(monkeypatch):
+    def clock():
+        now[0] += {"highest": 3.0, "medium": 1.5}[torch.get_float32_matmul_precision()] / 2
+        return now[0]
+
+    now = [0.0]
+    monkeypatch.setattr(models.time, "perf_counter", clock)
+    gain, error = models._measure_matmul(size=64)
+    assert gain == pytest.approx(2.0)
+    assert 0 < error < 1e-5
 
 
 @pytest.mark.parametrize(

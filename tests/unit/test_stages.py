@@ -1,5 +1,6 @@
 """The chain SFT -> reward model -> PPO -> evaluation at scale `smoke`, and resuming its stages."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -11,12 +12,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl import DPOTrainer, SFTTrainer
 
-from rlhf_helpers import training
+from rlhf_helpers import rest, training
 from rlhf_helpers.cli import main
 from rlhf_helpers.kwise import KwiseTrainer
 from rlhf_helpers.models import matmul_precision
 from rlhf_helpers.ppo import PPOTrainer
 from rlhf_helpers.scales import Scale
+from rlhf_helpers.schemas import read_demonstrations, read_preferences
 
 SMOKE = Scale("smoke")
 STAGES = pytest.mark.parametrize("stage", training.STAGES)
@@ -26,7 +28,9 @@ TAGS = {
     "reward": {"train/accuracy", "train/margin", "train/train_loss"},
     "ppo": {f"ppo/{name}" for name in ("reward_mean", "kl", "policy_loss", "eos_rate")},
     "dpo": {"train/loss", "train/rewards/margins", "train/rewards/accuracies"},
+    "rest": {"rest/score", "rest/kept", "rest/loss"},
 }
+TAGS["rlaif"] = TAGS["ppo"]
 
 
 def train(stage: str, resume: bool = False, **changes):
@@ -72,7 +76,7 @@ def chain(home) -> dict[str, int]:
 
 
 def test_every_stage_succeeds_and_writes_only_where_it_should(chain, home):
-    assert chain == {"sft": 0, "reward": 0, "ppo": 0, "dpo": 0, "evaluate": 0}
+    assert chain == dict.fromkeys([*training.STAGES, "evaluate"], 0)
     assert [path.name for path in home.rglob("*")] == ["evaluation", "evaluation.json"]
 
 
@@ -104,8 +108,8 @@ def test_a_stage_leaves_a_model_that_transformers_loads(chain, stage):
 def test_a_stage_leaves_its_numbers_and_settings(chain, stage):
     found = report(SMOKE.dir(stage))
     assert set(found) == {"metrics", "config", "history"}
-    expected = vars(SMOKE.config(stage))
-    assert found["config"] == {k: str(v) if isinstance(v, Path) else v for k, v in expected.items()}
+    expected = dataclasses.asdict(SMOKE.config(stage))
+    assert found["config"] == json.loads(json.dumps(expected, default=str))
     assert all(isinstance(value, int | float) for value in found["metrics"].values())
     assert found["metrics"]["seconds"] > 0
     assert found["history"] and all(isinstance(row, dict) for row in found["history"])
@@ -140,6 +144,35 @@ def test_the_evaluation_reports_the_policy_and_the_reward_model(chain, home):
     assert set(found["reward_model"]) == {"pairs", *names}
 
 
+def test_rest_imitates_the_better_half_and_then_the_best_quarter(chain):
+    folder, model = SMOKE.dir("rest"), SMOKE.dir("sft")
+    rows = report(folder)["history"]
+    steps = [folder / f"grow_{g}_best_{share}" for g in (1, 2) for share in (0.5, 0.25)]
+    for i, (row, step) in enumerate(zip(rows, steps, strict=True)):
+        kept, config = read_demonstrations(step / "kept.jsonl"), report(step)["config"]
+        assert len(kept) == row["kept"] * 32 and 0 < row["kept"] <= (0.5, 0.25)[i % 2]
+        assert config["model"] == str(model)
+        assert config["learning_rate"] == pytest.approx(3e-4 / 1.5**i)
+        model = step
+    last, result = (load_file(f / "model.safetensors") for f in (model, folder))
+    assert all(torch.equal(last[name], result[name]) for name in result)
+
+
+def test_rest_needs_prompts_of_its_own_for_every_grow_step(chain, tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"input_text": "a post"}\n' * 15)
+    with pytest.raises(ValueError, match="15 prompts, but 2 Grow steps of 8 ask for 16"):
+        train("rest", data=path)
+
+
+def test_rlaif_hears_the_ai_alone(chain):
+    labels = SMOKE.dir("rlaif") / "labels.jsonl"
+    assert {pair["annotator"] for pair in read_preferences(labels)} == {"ai"}
+    judge = SMOKE.dir("rlaif_reward")
+    assert report(judge)["config"]["data"] == str(labels)
+    assert report(SMOKE.dir("rlaif"))["config"]["reward_model"] == str(judge)
+
+
 @STAGES
 def test_running_a_stage_again_as_a_function_gives_the_same_numbers(chain, stage, tmp_path):
     folder = shutil.copytree(SMOKE.dir(stage), tmp_path / "again")
@@ -159,7 +192,10 @@ STEPS = {
     "reward": (KwiseTrainer, "training_step"),
     "ppo": (PPOTrainer, "rollout"),
     "dpo": (DPOTrainer, "training_step"),
+    "rest": (rest, "grow"),
+    "rlaif": (PPOTrainer, "rollout"),
 }
+LOOPS = ("ppo", "rest", "rlaif")  # ours: a step is a rollout or a Grow step, and saved each time
 
 
 def train_and_stop(stage: str, steps: int, **changes) -> None:
@@ -181,7 +217,7 @@ def train_and_stop(stage: str, steps: int, **changes) -> None:
 
 @STAGES
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(chain, stage, tmp_path):
-    train_and_stop(stage, steps=1 if stage == "ppo" else 3, output_dir=tmp_path)
+    train_and_stop(stage, steps=1 if stage in LOOPS else 3, output_dir=tmp_path)
     assert len(checkpoints(tmp_path)) == 1
     assert not (tmp_path / "metrics.json").exists()  # it says 'complete'
 
@@ -189,11 +225,11 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(chain, stage, tmp_path
     expected, found = (
         load_file(folder / "model.safetensors") for folder in (SMOKE.dir(stage), tmp_path)
     )
-    exactly = {"atol": 0 if stage == "ppo" else 1e-6, "rtol": 0}
+    exactly = {"atol": 0 if stage in LOOPS else 1e-6, "rtol": 0}
     assert set(found) == set(expected)
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], **exactly)
-    if stage == "ppo":
+    if stage in LOOPS:
         history = report(SMOKE.dir(stage))["history"]
         assert list(map(without_seconds, resumed.history)) == list(map(without_seconds, history))
         metrics = without_seconds(report(SMOKE.dir(stage))["metrics"])
@@ -223,6 +259,10 @@ def test_a_new_start_forgets_the_checkpoints_of_an_earlier_run(chain, stage, tmp
         ("ppo", "model"),
         ("ppo", "reward_model"),
         ("dpo", "model"),
+        ("rest", "model"),
+        ("rest", "reward_model"),
+        ("rlaif", "model"),
+        ("rlaif", "labeller"),
     ],
 )
 def test_a_start_that_fails_leaves_an_earlier_run_as_it_was(chain, stage, option, tmp_path):

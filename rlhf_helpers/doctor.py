@@ -1,0 +1,99 @@
+"""The command `doctor`: whether this machine can run the course, and what to do where it cannot."""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from rlhf_helpers import runs, scales
+
+INSTALL = 'python -m pip install -c constraints.txt -e ".[all]", or make course'
+GIB = 2**30
+SPACE = 2 * GIB  # a course at `tiny` leaves 0.6 GiB behind, and needs as much again on the way
+
+
+class Finding(NamedTuple):
+    """One check: what was found, and, where that will not do, what mends it."""
+
+    check: str
+    found: str
+    remedy: str = ""
+
+
+def add_doctor(commands: argparse._SubParsersAction) -> None:
+    """Add the command to the parser of `python -m rlhf_helpers`."""
+    doctor = commands.add_parser(
+        "doctor", help="check packages, data, space and device",
+        description="Check what the course needs on this machine; exit status 1 if some is "
+        "missing. Nothing is written.",
+    )  # fmt: skip
+    doctor.set_defaults(command=_doctor)
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    status = 0
+    for check, found, remedy in examine():
+        print(f"{'MISSING' if remedy else 'ok':<9}{check:<10}{found}", flush=True)
+        if remedy:
+            print(f"{'':<19}remedy: {remedy}")
+            status = 1
+    return status
+
+
+def examine() -> Iterator[Finding]:
+    """Check after check, the quick ones first."""
+    yield _packages()
+    yield _data()
+    yield _space()
+    from rlhf_helpers.models import describe_device  # imports torch, which may be what is missing
+
+    yield Finding("device", f"{os.cpu_count()} cores, {describe_device()}")
+
+
+def _packages() -> Finding:
+    """Whether what `pyproject.toml` asks for is installed, and as new as it asks."""
+    from packaging.requirements import Requirement
+
+    lacking = []
+    for requirement in map(Requirement, importlib.metadata.requires("rlhf-helpers") or []):
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            lacking.append(f"{requirement}")
+            continue
+        if not requirement.specifier.contains(version, prereleases=True):
+            lacking.append(f"{requirement} (found: {version})")
+    python = f"Python {platform.python_version()}"
+    if lacking:
+        return Finding("packages", f"{python}; not there: {', '.join(lacking)}", INSTALL)
+    return Finding("packages", f"{python}, all packages")
+
+
+def _data() -> Finding:
+    """Whether the shipped data and models are where the lessons look for them."""
+    wanted = [runs.data_dir() / "base_model" / "model.safetensors"]
+    wanted += [runs.data_dir() / "labeller" / "adapter_model.safetensors"]
+    for task in scales.LITTLE_WORLD:
+        for name in ("demonstrations", "preferences", "prompts", "rankings"):
+            wanted.append(scales.Scale("tiny", task).data(name, "train"))
+    absent = [path for path in wanted if not path.is_file()]
+    if absent:
+        found = f"{len(absent)} of {len(wanted)} files are missing, first {absent[0]}"
+        return Finding("data", found, "git checkout -- data, or install the package again")
+    return Finding("data", f"{runs.data_dir()}")
+
+
+def _space() -> Finding:
+    """Whether the runs can be written."""
+    folder = runs.runs_dir()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    found = f"{folder}, {free / GIB:.0f} GiB free"
+    if not os.access(there, os.W_OK):
+        found += ", not writable"
+    elif free >= SPACE:
+        return Finding("runs", found)
+    return Finding("runs", found, f"set RLHF_RUNS to a folder with {SPACE // GIB} GiB of space")
