@@ -12,10 +12,10 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import nbformat
 import papermill
@@ -31,6 +31,8 @@ EXERCISE = "exercise"
 LARGEST_NOTEBOOK = 500_000  # bytes; larger files are not shown by code hosts
 RUN_METADATA = ("papermill", "execution", "widgets", "ExecuteTime", "collapsed", "scrolled")
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+# Nobody is looking, yet figures are shown, whatever backend this process draws with.
+KERNEL_VARIABLES = {HEADLESS: "1", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
 ENCRYPTED = Config(KernelManager={"transport_encryption": "auto"})  # without, each kernel warns
 PNG = "image/png"
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -85,7 +87,7 @@ def run_notebook(path: Path, scale: str, seed: int, in_place: bool) -> None:
     output = runs_dir() / scale / "notebooks" / path.name
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with _headless():
+        with mock.patch.dict(os.environ, KERNEL_VARIABLES):
             executed = papermill.execute_notebook(
                 without_exercises(original),
                 output,
@@ -107,19 +109,6 @@ def run_notebook(path: Path, scale: str, seed: int, in_place: bool) -> None:
         ) from error
     if in_place:
         _write_back(path, original, executed)
-
-
-@contextmanager
-def _headless() -> Iterator[None]:
-    """Kernels started meanwhile, which inherit this process's environment, know of no reader."""
-    before = os.environ.get(HEADLESS)
-    os.environ[HEADLESS] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop(HEADLESS)
-        if before is not None:
-            os.environ[HEADLESS] = before
 
 
 def without_exercises(notebook: NotebookNode) -> NotebookNode:

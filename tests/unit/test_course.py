@@ -3,6 +3,7 @@
 import base64
 import copy
 import io
+import os
 import sys
 from pathlib import Path
 
@@ -187,6 +188,7 @@ def test_a_notebook_runs_on_this_interpreter_and_is_refreshed_in_place(tmp_path,
         code(PARAMETERS, tags=["parameters"], count=None),
         code("raise SystemExit('an exercise was run')", printed("old"), tags=["exercise"]),
         code(source, count=None),
+        code("import matplotlib.pyplot as plt\nplt.plot([1, 2]);", count=None),
     ]
     path = write(tmp_path / "notebooks" / "L1_small.ipynb", *cells)
 
@@ -194,16 +196,18 @@ def test_a_notebook_runs_on_this_interpreter_and_is_refreshed_in_place(tmp_path,
 
     assert not is_headless()
     executed = nbformat.read(tmp_path / "runs/smoke/notebooks/L1_small.ipynb", as_version=4)
-    assert executed.cells[-1].outputs[0].text.splitlines()[0] == sys.executable
+    assert executed.cells[-2].outputs[0].text.splitlines()[0] == sys.executable
     refreshed = nbformat.read(path, as_version=4)
     assert [cell.source for cell in refreshed.cells] == [cell.source for cell in cells]
     assert [cell.id for cell in refreshed.cells] == [cell.id for cell in cells]
-    assert [cell.execution_count for cell in refreshed.cells] == [1, None, 2]
+    assert [cell.execution_count for cell in refreshed.cells] == [1, None, 2, 3]
     assert [output.output_type for output in refreshed.cells[2].outputs] == [
         "stream",
         "execute_result",
     ]
     assert refreshed.cells[2].outputs[1].data == {"text/plain": "'smoke'"}
+    assert os.environ["MPLBACKEND"] == "Agg"
+    assert "image/png" in refreshed.cells[3].outputs[0].data, "a figure needs the inline backend"
     assert refreshed == normalise(refreshed)
 
     results = read_results("smoke")["L1_small"]

@@ -76,6 +76,15 @@ def test_committed_outputs_are_there_and_name_no_machine_path(lesson):
         assert not [folder for folder in folders if f"{folder}/" in shown]
 
 
+@lessons
+def test_committed_outputs_show_a_figure_wherever_one_is_drawn(lesson):
+    draws = re.compile(r"\baxes\b|\bplots\.\w+\([^;]*\);$")
+    drawn = [cell for cell in code_cells(lesson) if draws.search(cell.source)]
+    assert drawn
+    for cell in drawn:
+        assert any("image/png" in output.get("data", {}) for output in cell.outputs), cell.source
+
+
 # ---- exercises -----------------------------------------------------------------------------
 
 # What the exercises of a notebook find there, made earlier in it.
