@@ -47,7 +47,7 @@ PINS = ("transformers==5.23.0", "accelerate==1.15.0", "datasets==5.2.0")
 DEFAULTS: dict[str, Any] = {
     "size": "S", "batch": 64, "prompt": 64, "length": 32, "samples": 1, "lr": 1e-5,
     "kl_coef": 0.05, "seed": 0, "rule": False, "variable": False, "floor": False,
-    "precision": "highest", "cores": [0],
+    "precision": "highest", "cores": [0], "value_head_std": 0.0, "vf_coef": 0.1,
 }  # fmt: skip
 BEST = matmul_precision()  # what this machine multiplies fastest with
 ROWS = {  # what the tables call a side, and what is special about it
@@ -60,6 +60,11 @@ ROWS = {  # what the tables call a side, and what is special about it
 if DEFAULTS["precision"] == BEST:
     del ROWS["ours, best setting"]  # it is the first row
 PLAIN = ("ours", "TRL 1.12.0", "TRL 0.11.4")
+LEARNERS = {  # the head is random at the start, as TRL's is, and values count for more
+    "ours": ROWS["ours"],
+    "ours, random value head": {"side": "ours", "value_head_std": 0.05, "vf_coef": 0.5},
+    "TRL 0.11.4": ROWS["TRL 0.11.4"],
+}
 
 
 def python(side: str) -> str:
@@ -118,7 +123,7 @@ class Side:
     """A worker process that makes a step when told to."""
 
     def __init__(self, folder: Path, name: str, **options: Any):
-        options = {**DEFAULTS, **ROWS[name], **options}
+        options = {**DEFAULTS, **(ROWS | LEARNERS)[name], **options}
         home = Path(tempfile.mkdtemp(dir=folder))  # sides must not share what they write
         options["folder"] = str(write_models(home, options["size"], options["variable"]))
         self.name = name
@@ -261,16 +266,15 @@ def climb(side: Side, steps: int) -> list[dict[str, float]]:
 
 
 def learning(seeds: int = 5, steps: int = 40) -> str:
-    """Steps until the rule's score reaches 4, and the KL there; lr 1e-3, each on its own core."""
-    sides = ("ours", "TRL 0.11.4")
-    found: dict[str, list] = {name: [] for name in sides}
+    """Steps until the rule's score reaches 4, and the KL there; lr 1e-3, each on one core."""
+    found: dict[str, list] = {name: [] for name in LEARNERS}
     for seed in range(seeds):
         with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
             running = [
-                Side(Path(folder), name, lr=1e-3, seed=seed, rule=True, cores=[core])
-                for core, name in enumerate(sides)
+                Side(Path(folder), name, lr=1e-3, seed=seed, rule=True, cores=[turn % 2])
+                for turn, name in enumerate(LEARNERS)
             ]
-            climbs = pool.map(climb, running, [steps] * len(sides))
+            climbs = pool.map(climb, running, [steps] * len(running))
             for side, history in zip(running, climbs, strict=True):
                 found[side.name].append((len(history), history[-1]["score"], history[-1]["kl"]))
                 side.close()

@@ -164,7 +164,8 @@ class PPOConfig:
     gradient_accumulation_steps: int = 1  # parts of a mini-batch, one after the other: less memory
     ppo_epochs: int = 2
     learning_rate: float = 2e-4
-    value_learning_rate: float = 1e-3  # of the value head, which starts at zero, or whole critic
+    value_learning_rate: float = 1e-3  # of the value head, or of a separate critic with its head
+    value_head_std: float = 0.0  # of the head's first weights; 0: every value starts at 0
     critic: str = "shared"  # one of CRITICS: the value head reads the policy's states, or its own
     kl_coef: float = 0.15  # price of a nat of KL; with adaptive_kl only the first one
     adaptive_kl: bool = False  # kl_coef follows the measured KL
@@ -216,7 +217,7 @@ class PPOConfig:
         positive = ("temperature", "cliprange", "cliprange_value", "max_grad_norm", "kl_target",
                     "kl_horizon", "target_kl", "score_clip")  # fmt: skip
         not_negative = ("warmup_steps", "learning_rate", "value_learning_rate", "kl_coef",
-                        "vf_coef", "min_new_tokens", "missing_eos_penalty",
+                        "value_head_std", "vf_coef", "min_new_tokens", "missing_eos_penalty",
                         "ptx_coef")  # fmt: skip
         for names, fits, what in (
             (counts, lambda value: value >= 1, "at least 1"),

@@ -120,6 +120,7 @@ HELP = {
     "ppo_epochs": "passes over each rollout",
     "gradient_accumulation_steps": "parts that a mini-batch is computed in, to save memory",
     "value_learning_rate": "of the value head, or of the separate critic",
+    "value_head_std": "standard deviation of the value head's first weights; 0: values start at 0",
     "critic": "shared: values come from the policy's states; separate: from a network's own",
     "kl_coef": "price of a nat of KL from the SFT model",
     "adaptive_kl": "raise or lower kl_coef after every step to hold the KL at kl_target",

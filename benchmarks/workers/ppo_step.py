@@ -74,7 +74,8 @@ def ours(options: dict) -> None:
         ppo_epochs=EPOCHS, learning_rate=options["lr"], value_learning_rate=options["lr"],
         samples_per_prompt=samples, kl_coef=options["kl_coef"], seed=options["seed"],
         min_new_tokens=0 if options["variable"] else length, max_new_tokens=length,
-        missing_eos_penalty=0.0,
+        missing_eos_penalty=0.0, value_head_std=options["value_head_std"],
+        vf_coef=options["vf_coef"],
     )  # fmt: skip
     assert attention() == ("eager" if options["precision"] == "medium" else "sdpa")
     scorer = RewardModel.from_pretrained(folder / "reward")

@@ -38,13 +38,15 @@ def separate_critic(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(trunk(model)).eval()
 
 
-def value_head(model: PreTrainedModel) -> torch.nn.Linear:
-    """A linear layer of zeros on a model's last hidden states, so that every value starts at 0.
+def value_head(model: PreTrainedModel, std: float = 0.0, seed: int = 0) -> torch.nn.Linear:
+    """A linear layer on a model's last hidden states, in float32 whatever the model.
 
-    It draws no random numbers, and is float32 whatever the model.
+    With weights of zero every value starts at 0, but the trunk learns nothing from the value loss
+    until they have grown. Random ones, as TRL's head has, let it learn from the first step on.
     """
     head = torch.nn.utils.skip_init(torch.nn.Linear, _state_width(model), 1, device=model.device)
-    torch.nn.init.zeros_(head.weight)
+    own = torch.Generator(model.device).manual_seed(seed)
+    torch.nn.init.normal_(head.weight, std=std, generator=own)
     torch.nn.init.zeros_(head.bias)
     return head
 

@@ -71,7 +71,7 @@ class PPOTrainer:
         self.reference = None if has_adapter else copy.deepcopy(policy).eval()
         separate = config.critic == "separate"
         self.critic = separate_critic(critic or policy) if separate else None
-        self.value_head = value_head(self.critic or policy)
+        self.value_head = value_head(self.critic or policy, config.value_head_std, config.seed)
         actor, critics = trainable(policy), trainable(self.value_head) + trainable(self.critic)
         self.trained = actor + critics
         processes.copy_from_first(self.trained)

@@ -330,6 +330,20 @@ def test_a_separate_critic_leaves_the_policy_s_gradient_to_the_policy_loss(make_
     assert not same(gradients["shared", 0.0], gradients["shared", 5.0])
 
 
+def test_a_random_value_head_lets_the_trunk_learn_values_from_the_first_step(make_trainer):
+    def gradients(std: float, vf_coef: float) -> dict[str, torch.Tensor]:
+        trainer = make_trainer(value_head_std=std, vf_coef=vf_coef, max_grad_norm=1e9)
+        rollout = trainer.rollout(PROMPTS)
+        assert bool(rollout.values.any()) == bool(std)
+        advantages = torch.ones_like(rollout.values)
+        trainer._set_gradients(rollout, advantages, 3 * advantages, torch.arange(4))
+        return {name: p.grad.clone() for name, p in trainer.policy.named_parameters()}
+
+    assert same(gradients(0.0, 0.0), gradients(0.0, 5.0))
+    assert not same(gradients(0.05, 0.0), gradients(0.05, 5.0))
+    assert same(gradients(0.05, 5.0), gradients(0.05, 5.0))  # drawn from the seed
+
+
 def test_the_values_of_a_separate_critic_are_of_the_states_before_each_token(make_trainer, kind):
     trainer = make_trainer(kind, critic="separate")
     torch.nn.init.constant_(trainer.value_head.weight, 0.1)
