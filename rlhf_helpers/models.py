@@ -3,7 +3,8 @@
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -112,9 +113,23 @@ def existing(path: str | Path) -> str | Path:
     return path
 
 
+@contextmanager
+def loading(path: str | Path) -> Iterator[None]:
+    """Where a model is loaded: that it cannot be is a FileNotFoundError with its name."""
+    existing(path)
+    try:
+        yield
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{path}: this model cannot be loaded. Name a folder with its files, or a model of the "
+            "hub; HF_HUB_OFFLINE=0 lets it be downloaded. " + str(error).split("\n")[0]
+        ) from error
+
+
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, with a pad token whatever the model's habit."""
-    tokenizer = AutoTokenizer.from_pretrained(existing(path), padding_side="left")
+    with loading(path):
+        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -157,7 +172,8 @@ def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
 
 def load_policy(path: str | Path, bits: int = 32) -> PreTrainedModel:
     """A causal language model, without dropout, on the default device."""
-    model = AutoModelForCausalLM.from_pretrained(existing(path), **loading_options(bits))
+    with loading(path):
+        model = AutoModelForCausalLM.from_pretrained(path, **loading_options(bits))
     if bits in (16, 32):
         model = model.to(default_device())
     return without_dropout(model)
@@ -197,9 +213,8 @@ def load_classifier(path: str | Path, bits: int = 32) -> PreTrainedModel:
     options = loading_options(bits)
     if "quantization_config" in options:
         options["quantization_config"].llm_int8_skip_modules = HEADS
-    model = AutoModelForSequenceClassification.from_pretrained(
-        existing(path), num_labels=1, **options
-    )
+    with loading(path):
+        model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, **options)
     if bits in (16, 32):
         model = model.to(default_device())
     return without_dropout(model)

@@ -134,6 +134,12 @@ def gold_scores(texts: list[str]) -> list[float]:
     Raises ValueError if a text has no mark of a task or no post.
     """
     split = [MARK.split(text, maxsplit=1) for text in texts]
+    for text, parts in zip(texts, split, strict=True):
+        if len(parts) < 2:
+            raise ValueError(
+                f"no answer to score in {text!r}: write it after {SUMMARY_MARK!r} or "
+                f"{CONTINUED_MARK!r}"
+            )
     return [gold(prompt, answer) for prompt, answer in split]
 
 

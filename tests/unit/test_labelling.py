@@ -424,6 +424,8 @@ def test_gold_scores_whole_texts_like_gold():
     (record,) = schemas.read_preferences(data_dir() / "summarize" / "preferences_test.jsonl")[:1]
     post, summary = record["input_text"], record["candidate_0"]
     assert annotators.gold_scores([post + summary]) == [annotators.gold(post, summary)]
+    with pytest.raises(ValueError, match=r"no answer to score in 'no mark': write"):
+        annotators.gold_scores([post + summary, "no mark"])
 
 
 @pytest.mark.filterwarnings("ignore")  # scikit-learn's, of a kappa that is NaN

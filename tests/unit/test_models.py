@@ -147,6 +147,14 @@ def test_a_folder_that_is_not_there_is_named(load, tmp_path, monkeypatch):
             load(path)
 
 
+@pytest.mark.parametrize("load", [load_policy, load_tokenizer, load_classifier])
+def test_a_model_that_neither_folder_nor_hub_has_is_named_in_one_line(load):
+    for path in ("nowhere", "nobody/nowhere"):
+        with pytest.raises(FileNotFoundError, match=f"{path}: this model cannot be lo") as raised:
+            load(path)
+        assert "HF_HUB_OFFLINE=0" in str(raised.value) and "\n" not in str(raised.value)
+
+
 # Dropout
 
 
