@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, NotRequired, TypedDict
 
 from filelock import FileLock
+from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score
 
-from rlhf_helpers.evaluation import wilson_interval
-from rlhf_helpers.reward_model import candidate_texts
 from rlhf_helpers.schemas import (
     DataError,
     Record,
     StrPath,
+    candidate_texts,
     check_preference,
     encode,
     read_records,
@@ -205,7 +205,7 @@ def _agreement(choices: Iterable[tuple[int | None, int | None]]) -> Agreement:
             "nothing to compare: judge some more pairs."
         )
     alike = sum(one == other for one, other in decided)
-    low, high = wilson_interval(alike, len(decided))
+    low, high = binomtest(alike, len(decided)).proportion_ci(method="wilson")
     kappa = cohen_kappa_score(*zip(*decided, strict=True), labels=[0, 1])
     share = alike / len(decided)
     return Agreement(share, low, high, float(kappa), len(decided), len(both) - len(decided))

@@ -36,8 +36,8 @@ from rlhf_helpers.preference_loss import kwise_loss, pairwise_loss
 from rlhf_helpers.schemas import (
     DataError,
     Preference,
+    candidate_texts,
     format_prompt,
-    format_response,
     read_comparisons,
 )
 from rlhf_helpers.training import (
@@ -55,7 +55,7 @@ from rlhf_helpers.training import (
 )
 
 __all__ = [
-    "PairTrainer", "RewardModel", "append_eos", "candidate_texts", "encode_pairs",
+    "PairTrainer", "RewardModel", "append_eos", "encode_pairs",
     "encode_rankings", "kwise_loss", "pairwise_loss", "train",
 ]  # fmt: skip
 
@@ -145,13 +145,6 @@ def append_eos(tokenizer: PreTrainedTokenizerBase, max_length: int) -> PreTraine
             single=template, special_tokens=list(special.items())
         )
     return tokenizer
-
-
-def candidate_texts(record: Preference, instruction: str = "") -> tuple[str, str]:
-    """Prompt and candidate as one text, for both candidates."""
-    prompt = format_prompt(record["input_text"], instruction)
-    first, second = record["candidate_0"], record["candidate_1"]
-    return prompt + format_response(first), prompt + format_response(second)
 
 
 def encode_pairs(

@@ -98,6 +98,13 @@ def format_response(output_text: str) -> str:
     return " " + output_text.strip()
 
 
+def candidate_texts(record: Preference, instruction: str = "") -> tuple[str, str]:
+    """Prompt and candidate as one text, for both candidates."""
+    prompt = format_prompt(record["input_text"], instruction)
+    first, second = record["candidate_0"], record["candidate_1"]
+    return prompt + format_response(first), prompt + format_response(second)
+
+
 def read_preferences(path: StrPath) -> list[Preference]:
     """Read pairs of answers with the better one marked; raise `DataError` on a bad record."""
     return read_records(path, check_preference)

@@ -16,8 +16,8 @@ from scipy.special import expit
 
 from rlhf_helpers import reward_model as stage
 from rlhf_helpers.configs import RewardConfig
-from rlhf_helpers.reward_model import RewardModel, candidate_texts
-from rlhf_helpers.schemas import Preference, write_jsonl
+from rlhf_helpers.reward_model import RewardModel
+from rlhf_helpers.schemas import Preference, candidate_texts, write_jsonl
 
 
 def flip_labels(

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_helpers import generation
 from rlhf_helpers.little_world.annotators import gold, measure
 from rlhf_helpers.little_world.grammar import read_post
-from rlhf_helpers.reward_model import RewardModel, candidate_texts
-from rlhf_helpers.schemas import Preference, Prompt, format_prompt
+from rlhf_helpers.reward_model import RewardModel
+from rlhf_helpers.schemas import Preference, Prompt, candidate_texts, format_prompt
 
 CLEAR_GAP = 1.0  # pairs whose gold values differ by more are called clear
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_helpers.models import load_tokenizer
-from rlhf_helpers.reward_model import append_eos, candidate_texts, encode_pairs
+from rlhf_helpers.reward_model import append_eos, encode_pairs
 from rlhf_helpers.scales import Scale
-from rlhf_helpers.schemas import DataError, read_preferences, write_jsonl
+from rlhf_helpers.schemas import DataError, candidate_texts, read_preferences, write_jsonl
 from rlhf_helpers.sources import (
     ASSISTANT,
     load_preferences,
