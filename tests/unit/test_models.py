@@ -163,7 +163,8 @@ def test_without_dropout_two_passes_in_training_are_the_same(make_model, kind):
     ids = torch.arange(2, 42)[None]
     logits = model(input_ids=ids).logits
     if kind != "llama":  # which has none
-        assert not torch.equal(model(input_ids=ids).logits, logits)
+        again = [model(input_ids=ids).logits for _ in range(20)]  # two passes may drop the same
+        assert not all(torch.equal(other, logits) for other in again)
     assert without_dropout(model) is model
     logits = model(input_ids=ids).logits
     for _ in range(5):
