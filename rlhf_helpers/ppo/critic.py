@@ -41,8 +41,9 @@ def separate_critic(model: PreTrainedModel) -> PreTrainedModel:
 def value_head(model: PreTrainedModel, std: float = 0.0, seed: int = 0) -> torch.nn.Linear:
     """A linear layer on a model's last hidden states, in float32 whatever the model.
 
-    With weights of zero every value starts at 0, but the trunk learns nothing from the value loss
-    until they have grown. Random ones, as TRL's head has, let it learn from the first step on.
+    Its weights start with a standard deviation of `std`. With 0 every value starts at 0, but the
+    trunk learns nothing from the value loss until they have grown. Random ones, as TRL's head has,
+    let it learn from the first step on.
     """
     head = torch.nn.utils.skip_init(torch.nn.Linear, _state_width(model), 1, device=model.device)
     own = torch.Generator(model.device).manual_seed(seed)
