@@ -1,10 +1,9 @@
-"""A key-value cache for sampling: appending a token copies no other."""
+"""Keys and values of prompts: filled without needless work, appended to without copying."""
 
+from contextlib import suppress
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
@@ -26,19 +25,68 @@ class RoomyLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         start, new = self.get_seq_length(), (key_states, value_states)
         end = start + key_states.shape[-2]
-        if self.keys is self.front and end <= self.buffers[0].shape[-2]:
-            for buffer, states in zip(self.buffers, new, strict=True):
-                buffer[:, :, start:end] = states
-        else:
-            pairs = zip((self.keys, self.values), new, strict=True)
-            self.buffers = tuple(pad(torch.cat(pair, -2), (0, 0, 0, self.room)) for pair in pairs)
+        if self.keys is not self.front or end > self.buffers[0].shape[-2]:
+            size = (*key_states.shape[:2], end + self.room)
+            self.buffers = tuple(x.new_empty(*size, x.shape[-1]) for x in new)
+            if start:
+                for buffer, old in zip(self.buffers, (self.keys, self.values), strict=True):
+                    buffer[:, :, :start] = old
+        for buffer, states in zip(self.buffers, new, strict=True):
+            buffer[:, :, start:end] = states
         self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
         self.front = self.keys
         return self.keys, self.values
 
 
-def roomy_cache(policy: PreTrainedModel) -> DynamicCache:
-    """A cache for many steps; layers of other kinds, such as sliding windows, stay as they are."""
-    cache = DynamicCache(config=policy.config)
-    cache.layers = [RoomyLayer() if type(x) is DynamicLayer else x for x in cache.layers]
+class _Filled(Exception):
+    """The last layer has its keys and values."""
+
+
+class _PromptCache(DynamicCache):
+    filling = True
+
+    def update(self, *states: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        found = super().update(*states, **options)
+        layer = states[2]
+        if self.filling and layer == len(self.layers) - 1:
+            raise _Filled
+        return found
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Position of every token (B, T) in its own text, whatever the padding in front."""
+    return (mask.cumsum(1) - 1).clamp(min=0)
+
+
+def prompt_cache(
+    policy: PreTrainedModel,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    samples: int,
+    *,
+    roomy: bool = False,
+) -> DynamicCache:
+    """Keys and values (G * samples rows) of prompts (G, P), but for their last token.
+
+    Each prompt is encoded once for all its samples; gradients flow through. What the last layer
+    would make of these tokens is not needed, so the pass ends where it has its keys and values. A
+    `roomy` cache is for many tokens one by one, without gradients; layers of special kinds, such
+    as sliding windows, stay as they are.
+    """
+    cache, mask = _PromptCache(config=policy.config), prompt_mask[:, :-1]
+    if roomy:
+        cache.layers = [RoomyLayer() if type(x) is DynamicLayer else x for x in cache.layers]
+    if mask.shape[1]:
+        with suppress(_Filled):
+            policy(
+                input_ids=prompt_ids[:, :-1],
+                attention_mask=mask,
+                position_ids=positions(mask),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        if samples > 1:
+            cache.batch_repeat_interleave(samples)
+    cache.filling = False
     return cache

@@ -17,14 +17,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 from transformers import (
-    DynamicCache,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import ModelOutput
 
-from rlhf_helpers.cache import roomy_cache
+from rlhf_helpers.cache import positions, prompt_cache
 
 
 @dataclass
@@ -44,26 +42,6 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> tu
     return batch["input_ids"], batch["attention_mask"]
 
 
-def positions(mask: Tensor) -> Tensor:
-    """Position of every token (B, T) in its own text, whatever the padding in front."""
-    return (mask.cumsum(1) - 1).clamp(min=0)
-
-
-def _prefill(
-    policy: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tensor, cache: DynamicCache
-) -> ModelOutput:
-    """Encode prompts into the cache; returns the model's output at the last token."""
-    return policy(
-        input_ids=prompt_ids,
-        attention_mask=prompt_mask,
-        position_ids=positions(prompt_mask),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-        output_hidden_states=True,
-    )
-
-
 def forward_responses(
     policy: PreTrainedModel,
     prompt_ids: Tensor,
@@ -80,18 +58,15 @@ def forward_responses(
     # Matrices multiply and attend faster at lengths that are divisible by 8.
     spare = (1 - prompt_ids.shape[1]) % 8
     prompt_ids, prompt_mask = (pad(x, (spare, 0)) for x in (prompt_ids, prompt_mask))
-    prompt_ids, last_ids = prompt_ids[:, :-1], prompt_ids[:, -1:]
-    cache = DynamicCache(config=policy.config)
-    if prompt_ids.shape[1]:
-        # Only keys and values come of this pass, so gradients skip most of its last layer.
-        _prefill(policy, prompt_ids, prompt_mask[:, :-1], cache)
-        cache.batch_repeat_interleave(samples)
-    last_ids, prompt_mask = (x.repeat_interleave(samples, 0) for x in (last_ids, prompt_mask))
+    cache = prompt_cache(policy, prompt_ids, prompt_mask, samples)
+    last_ids, prompt_mask = (
+        x.repeat_interleave(samples, 0) for x in (prompt_ids[:, -1:], prompt_mask)
+    )
     mask = torch.cat([prompt_mask, response_mask[:, :-1].to(prompt_mask.dtype)], 1)
     output = policy(
         input_ids=torch.cat([last_ids, response_ids[:, :-1]], 1),
         attention_mask=mask,
-        position_ids=positions(mask)[:, prompt_ids.shape[1] :],
+        position_ids=positions(mask)[:, prompt_mask.shape[1] - 1 :],
         past_key_values=cache,
         use_cache=True,
         output_hidden_states=True,
@@ -111,30 +86,37 @@ def token_logprobs(logits: Tensor, response_ids: Tensor, temperature: float = 1.
 
 
 class _LogprobsAndEntropy(torch.autograd.Function):
-    """The gradient takes the place of the saved log-probs of all words.
+    """Probabilities take the place of the logits, and the gradient then takes theirs.
 
-    Autograd would make two more tensors of the logits' size, the largest of a training step.
+    Autograd would make three more tensors of that size, the largest of a training step.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        words = torch.log_softmax(logits, dim=-1)
-        entropy = torch.stack([-torch.linalg.vecdot(row.exp(), row) for row in words])
-        ctx.save_for_backward(words, ids)
-        ctx.mark_non_differentiable(entropy)
-        return words.gather(-1, ids), entropy
+        logprobs, entropy = [], []
+        for row, tokens in zip(logits, ids, strict=True):  # a row fits the processor's cache
+            words = torch.log_softmax(row, dim=-1)
+            logprobs.append(words.gather(-1, tokens))
+            entropy.append(-torch.linalg.vecdot(torch.exp(words, out=row), words))
+        ctx.save_for_backward(logits, ids)
+        result = torch.stack(logprobs), torch.stack(entropy)
+        ctx.mark_non_differentiable(result[1])
+        return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None]:
-        words, ids = ctx.saved_tensors
-        return words.exp_().mul_(-gradient).scatter_add_(-1, ids, gradient), None
+        probabilities, ids = ctx.saved_tensors
+        return probabilities.mul_(-gradient).scatter_add_(-1, ids, gradient), None
 
 
 def logprobs_and_entropy(
     logits: Tensor, response_ids: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """`token_logprobs`, and the policy's entropy (B, R) at each token, nats, without a gradient."""
+    """`token_logprobs`, and the policy's entropy (B, R) at each token, nats, without a gradient.
+
+    It uses the logits up: in float32 at temperature 1 they are overwritten.
+    """
     logits, ids = _scaled(logits, temperature), response_ids.unsqueeze(-1)
     logprobs, entropy = _LogprobsAndEntropy.apply(logits, ids)
     return logprobs.squeeze(-1), entropy
@@ -206,38 +188,17 @@ def sample(
     little.
     """
     policy.eval()
-    cache = roomy_cache(policy)
-    output = _prefill(policy, prompt_ids, prompt_mask, cache)
-    if samples_per_prompt > 1:
-        cache.batch_repeat_interleave(samples_per_prompt)
-    logits, hidden, mask = (
-        x.repeat_interleave(samples_per_prompt, 0)
-        for x in (output.logits, output.hidden_states[-1][:, -1:], prompt_mask)
+    cache = prompt_cache(policy, prompt_ids, prompt_mask, samples_per_prompt, roomy=True)
+    token, mask = (
+        x.repeat_interleave(samples_per_prompt, 0) for x in (prompt_ids[:, -1:], prompt_mask)
     )
     size, device = (len(mask), max_new_tokens), mask.device
     ids = torch.full(size, tokenizer.pad_token_id, device=device)
-    logprobs = torch.zeros(size, device=device)
-    states = torch.zeros(*size, hidden.shape[-1], device=device) if keep_hidden else None
+    logprobs, states = torch.zeros(size, device=device), None
     limits, lengths = lengths, torch.zeros(size[0], dtype=torch.long, device=device)
     ended = torch.zeros(size[0], dtype=torch.bool, device=device)
     rows = torch.arange(size[0], device=device)  # which responses the batch still holds
     for step in range(max_new_tokens):
-        scores = torch.log_softmax(_scaled(logits[:, -1], temperature or 1.0), dim=-1)
-        token = _draw(scores.exp(), generator) if temperature else scores.argmax(-1, keepdim=True)
-        ids[rows, step] = token[:, 0]
-        logprobs[rows, step] = scores.gather(1, token)[:, 0]
-        if states is not None:
-            states[rows, step] = hidden[:, -1].float()
-        lengths[rows] = step + 1
-        ended[rows] = token[:, 0] == tokenizer.eos_token_id
-        on = ~ended[rows] if limits is None else limits[rows] > step + 1
-        going = on.nonzero()[:, 0]
-        if not len(going) or step + 1 == max_new_tokens:
-            break
-        if len(going) < len(rows):
-            rows, token, mask = (x[going] for x in (rows, token, mask))
-            cache.batch_select_indices(going)
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         output = policy(
             input_ids=token,
             attention_mask=mask,
@@ -246,7 +207,25 @@ def sample(
             use_cache=True,
             output_hidden_states=keep_hidden,
         )
-        logits, hidden = output.logits, output.hidden_states[-1] if keep_hidden else hidden
+        logits = _scaled(output.logits[:, -1], temperature or 1.0)
+        scores = torch.log_softmax(logits, dim=-1)
+        token = _draw(scores.exp(), generator) if temperature else scores.argmax(-1, keepdim=True)
+        ids[rows, step] = token[:, 0]
+        logprobs[rows, step] = scores.gather(1, token)[:, 0]
+        if keep_hidden:
+            hidden = output.hidden_states[-1][:, -1].float()
+            states = hidden.new_zeros(*size, hidden.shape[-1]) if states is None else states
+            states[rows, step] = hidden
+        lengths[rows] = step + 1
+        ended[rows] = token[:, 0] == tokenizer.eos_token_id
+        on = ~ended[rows] if limits is None else limits[rows] > step + 1
+        going = on.nonzero()[:, 0]
+        if not len(going):
+            break
+        if len(going) < len(rows):
+            rows, token, mask = (x[going] for x in (rows, token, mask))
+            cache.batch_select_indices(going)
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
     longest = int(lengths.max())
     response_mask = torch.arange(longest, device=device) < lengths[:, None]
     return Samples(

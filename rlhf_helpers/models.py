@@ -170,13 +170,24 @@ def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
+def _ready(model: PreTrainedModel, bits: int) -> PreTrainedModel:
+    """A loaded model, without dropout, on the default device (quantising has put it there).
+
+    A ReLU overwrites what it reads, the widest tensor of a layer, which nothing else needs.
+    """
+    if bits in (16, 32):
+        model = model.to(default_device())
+    for module in model.modules():
+        if isinstance(module, torch.nn.ReLU):
+            module.inplace = True
+    return without_dropout(model)
+
+
 def load_policy(path: str | Path, bits: int = 32) -> PreTrainedModel:
     """A causal language model, without dropout, on the default device."""
     with loading(path):
         model = AutoModelForCausalLM.from_pretrained(path, **loading_options(bits))
-    if bits in (16, 32):
-        model = model.to(default_device())
-    return without_dropout(model)
+    return _ready(model, bits)
 
 
 def is_exact(model: PreTrainedModel) -> bool:
@@ -215,9 +226,7 @@ def load_classifier(path: str | Path, bits: int = 32) -> PreTrainedModel:
         options["quantization_config"].llm_int8_skip_modules = HEADS
     with loading(path):
         model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, **options)
-    if bits in (16, 32):
-        model = model.to(default_device())
-    return without_dropout(model)
+    return _ready(model, bits)
 
 
 def add_lora(model: PreTrainedModel, rank: int, dropout: float = 0.0) -> PeftModel:

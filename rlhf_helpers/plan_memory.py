@@ -220,14 +220,14 @@ def activation_bytes(
 def logit_bytes(
     config: StageConfig, shape: PreTrainedConfig, batch: Batch, half: bool = False
 ) -> int:
-    """Bytes of the logits: of a tile in SFT and DPO, of all responses in PPO, where two copies
-    (logits and log-probs of all words) meet; a reward model has none.
+    """Bytes of the logits: of a tile in SFT and DPO, of all responses in PPO, where probabilities
+    and then gradients take their place; a reward model has none.
     """
     if isinstance(config, RewardConfig):
         return 0
     positions = batch.rows * batch.response
     if isinstance(config, PPORunConfig):
-        return 2 * 4 * positions * shape.vocab_size
+        return 4 * positions * shape.vocab_size
     tile = min(positions, LOGIT_TILE[0]) * min(shape.vocab_size, LOGIT_TILE[1])
     return (2 if half else 4) * tile
 

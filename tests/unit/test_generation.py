@@ -6,6 +6,7 @@ The reference throughout is `plain_forward`: each prompt and response alone, no 
 import pytest
 import torch
 from torch import Tensor
+from transformers import MistralConfig, MistralForCausalLM
 
 from rlhf_helpers import generation
 from rlhf_helpers.generation import (
@@ -238,9 +239,44 @@ def test_rows_that_have_ended_leave_the_batch(make_model, tokenizer):
     )
     prompt_ids, _, samples = draw(policy, tokenizer, samples_per_prompt=8)
     lengths = samples.response_mask.sum(1)
-    still_going = [((lengths > step).sum().item(), 1) for step in range(1, int(lengths.max()))]
-    assert batches == [prompt_ids.shape, *still_going]
-    assert batches[-1][0] < batches[1][0] < len(lengths)
+    prompts, width = prompt_ids.shape
+    still_going = [((lengths > step).sum().item(), 1) for step in range(int(lengths.max()))]
+    assert batches == [(prompts, width - 1), *still_going]
+    assert batches[-1][0] < batches[2][0] < batches[1][0] == len(lengths)
+
+
+@pytest.mark.parametrize("samples_per_prompt", [1, 3])
+def test_the_last_layer_makes_nothing_of_the_prompts(
+    make_model, tokenizer, kind, samples_per_prompt
+):
+    policy, last, read = make_model(kind), [], []
+    prompt_ids, prompt_mask, samples = draw(
+        policy, tokenizer, samples_per_prompt=samples_per_prompt
+    )
+    layers = next(m for m in policy.modules() if isinstance(m, torch.nn.ModuleList))
+    mark = lambda seen: lambda module, args, output: seen.append(args[0].shape[:-1].numel())  # noqa: E731
+    layers[-1].register_forward_hook(mark(last))
+    layers[0].register_forward_hook(mark(read))
+    responses = samples.response_ids, samples.response_mask
+    forward_responses(policy, prompt_ids, prompt_mask, *responses)
+    assert last == [samples.response_ids.numel()]
+    assert read == [len(prompt_ids) * (-(-(prompt_ids.shape[1] - 1) // 8) * 8), *last]
+
+
+def test_layers_with_a_sliding_window_keep_their_own_cache(tokenizer):
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, sliding_window=6,
+    )  # fmt: skip
+    policy = MistralForCausalLM(config).eval()
+    prompt_ids, prompt_mask, samples = draw(policy, tokenizer, samples_per_prompt=2)
+    assert prompt_ids.shape[1] > 2 * config.sliding_window
+    ids, mask = samples.response_ids, samples.response_mask
+    logits, _ = forward_responses(policy, prompt_ids, prompt_mask, ids, mask)
+    close(token_logprobs(logits, ids) * mask, samples.logprobs)
+    for row, (expected, _) in enumerate(plain_forward(policy, prompt_ids, prompt_mask, samples)):
+        close(logits[row][mask[row]], expected)
 
 
 def test_the_pad_token_may_equal_eos(make_model, tokenizer):

@@ -217,10 +217,10 @@ def test_ppo_holds_the_predicted_activations_and_logits(kind, tmp_path):
         activations = alive.bytes(model) - size(logits)
     with Alive() as alive:
         kept = [hidden, *generation.logprobs_and_entropy(logits, answers, 1.0)]
-        words = alive.bytes(model)
+        overwritten = alive.bytes(model)  # the logits' own memory, and little else
     del kept
     close(plan_memory.activation_bytes(config, SHAPES[kind], batch), activations)
-    close(plan_memory.logit_bytes(config, SHAPES[kind], batch), size(logits) + words)
+    close(plan_memory.logit_bytes(config, SHAPES[kind], batch), overwritten)
 
 
 @pytest.mark.parametrize("kind", ["opt", "gpt2", "llama"])
@@ -229,8 +229,9 @@ def test_sampling_keeps_the_predicted_keys_and_values(
     kind, rows, length, new, tmp_path, tokenizer, monkeypatch
 ):
     model = real_model(SFTConfig(**FOLDERS), SHAPES[kind], tmp_path)
-    caches, make = [], generation.roomy_cache
-    monkeypatch.setattr(generation, "roomy_cache", lambda m: caches.append(make(m)) or caches[-1])
+    caches, make = [], generation.prompt_cache
+    keep = lambda *args, **how: caches.append(make(*args, **how)) or caches[-1]  # noqa: E731
+    monkeypatch.setattr(generation, "prompt_cache", keep)
     lengths = torch.full((rows,), new)
     generation.sample(model, tokenizer, *ids(rows, length), max_new_tokens=new, lengths=lengths)
     counted = sum(size(buffer) for layer in caches[0].layers for buffer in layer.buffers)
