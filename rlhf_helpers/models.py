@@ -180,6 +180,8 @@ def _ready(model: PreTrainedModel, bits: int) -> PreTrainedModel:
     for module in model.modules():
         if isinstance(module, torch.nn.ReLU):
             module.inplace = True
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # else the first inference packs 4-bit
+            module.support_avx512bf16_for_cpu = False  # weights for good: no backward pass then
     return without_dropout(model)
 
 
@@ -237,9 +239,6 @@ def add_lora(model: PreTrainedModel, rank: int, dropout: float = 0.0) -> PeftMod
     """
     if getattr(model, "is_quantized", False):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-        for module in model.modules():  # else the first inference packs weights for good, and
-            if hasattr(module, "support_avx512bf16_for_cpu"):  # packed ones have no backward pass
-                module.support_avx512bf16_for_cpu = False
     classifier = "SequenceClassification" in type(model).__name__
     config = LoraConfig(
         r=rank,

@@ -61,10 +61,11 @@ def history(folder) -> list[dict]:
 def test_two_processes_learn_as_one_does_from_the_same_batches(trained, stage):
     """And they measure the same: what is logged is of all records of a batch."""
     one, two = history(trained / f"{stage}1"), history(trained / f"{stage}2")
-    assert len(one) > 1
+    assert len(one) > 2
     for name in ("loss", "grad_norm", *MEASURED[stage]):
-        # At DPO's first step every margin is 0: rounding decides which of them count as right.
-        start = int(name == "rewards/accuracies")
+        # The first learning rate is 0, so at DPO's first two steps every margin is 0: rounding
+        # decides which of them count as right.
+        start = 2 * int(name == "rewards/accuracies")
         values, expected = ([row[name] for row in rows[start:]] for rows in (two, one))
         assert values == pytest.approx(expected, rel=1e-3, abs=1e-4), name
 

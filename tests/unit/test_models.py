@@ -294,6 +294,19 @@ def test_linear_layers_alone_are_quantised_and_the_rest_is_kept_in_float32(saved
         assert any(word in name.lower() for name in exact for word in part), part
 
 
+def test_4_bit_weights_can_train_after_an_inference(saved):
+    """Where the processor has AVX512-BF16, bitsandbytes would have packed them by then."""
+    base, load = saved
+    model = load(base, 4)
+    layers = [m for m in model.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
+    assert layers and not any(layer.support_avx512bf16_for_cpu for layer in layers)
+    with torch.no_grad():
+        model.eval()(input_ids=IDS % 100)
+    model = add_lora(model, 4)
+    model(input_ids=IDS % 100).logits.sum().backward()
+    assert all(weight.grad is not None for weight in trainable(model))
+
+
 def test_merged_weights_are_bfloat16_on_gpus(saved, monkeypatch):
     base, load = saved
     expected = add_lora(load(base), 4).merge_and_unload().state_dict()

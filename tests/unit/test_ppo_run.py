@@ -217,6 +217,7 @@ def learn(trainer: PPOTrainer, steps: int) -> list[dict]:
 
 @pytest.mark.parametrize("bits", [16, 8, 4])
 def test_an_inexact_policy_starts_at_ratio_1_and_the_gap_is_logged(bits, monkeypatch):
+    monkeypatch.setenv("RLHF_PRECISION", "float32")  # products in bfloat16 may round the gap away
     trainer, ratios = quantised(bits), []
     policy_loss = ppo.trainer.policy_loss
 
