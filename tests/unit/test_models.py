@@ -301,10 +301,11 @@ def test_4_bit_weights_can_train_after_an_inference(saved):
     layers = [m for m in model.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
     assert layers and not any(layer.support_avx512bf16_for_cpu for layer in layers)
     with torch.no_grad():
-        model.eval()(input_ids=IDS % 100)
+        model.eval()(input_ids=IDS % 30)
     model = add_lora(model, 4)
-    model(input_ids=IDS % 100).logits.sum().backward()
-    assert all(weight.grad is not None for weight in trainable(model))
+    model(input_ids=IDS % 30).logits.sum().backward()
+    missing = [n for n, p in model.named_parameters() if "lora_B" in n and p.grad is None]
+    assert not missing
 
 
 def test_merged_weights_are_bfloat16_on_gpus(saved, monkeypatch):
