@@ -61,7 +61,7 @@ def history(folder) -> list[dict]:
 def test_two_processes_learn_as_one_does_from_the_same_batches(trained, stage):
     """And they measure the same: what is logged is of all records of a batch."""
     one, two = history(trained / f"{stage}1"), history(trained / f"{stage}2")
-    assert len(one) > 2
+    assert len(one) > 1
     for name in ("loss", "grad_norm", *MEASURED[stage]):
         # The first learning rate is 0, so at DPO's first two steps every margin is 0: rounding
         # decides which of them count as right.
