@@ -43,12 +43,16 @@ class _Filled(Exception):
 
 
 class _PromptCache(DynamicCache):
+    """A cache that ends the pass which fills it, at the last layer."""
+
     filling = True
 
-    def update(self, *states: Any, **options: Any) -> tuple[Tensor, Tensor]:
-        found = super().update(*states, **options)
-        layer = states[2]
-        if self.filling and layer == len(self.layers) - 1:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **options: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append states (B, heads, T, size) to a layer; raises _Filled where the pass may end."""
+        found = super().update(key_states, value_states, layer_idx, *args, **options)
+        if self.filling and layer_idx == len(self.layers) - 1:
             raise _Filled
         return found
 
