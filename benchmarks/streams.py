@@ -36,8 +36,9 @@ BLOCK = 10_000  # rows written at once
 NOTE = (
     "MB: peak memory above what the imports took. Speed: of the largest set, shuffling (buffer of "
     "10,000 rows) and mapping included. Deep Lake's core keeps the chunks that it read last, up to "
-    "a bound of its own: its memory rises until that is full. Parquet files had 10,000 rows each; "
-    "of a file with larger row groups, one group is held at a time."
+    "a bound of its own, for which it has no setting (its maintainers, "
+    "github.com/activeloopai/deeplake/issues/2987): its memory rises until that is full. Parquet "
+    "files had 10,000 rows each; of a file with larger row groups, one group is held at a time."
 )
 
 

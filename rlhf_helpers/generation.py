@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
+from tqdm.auto import trange
 from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
+from rlhf_helpers import processes
 from rlhf_helpers.cache import positions, prompt_cache
 
 
@@ -279,7 +281,10 @@ def respond(
     """
     generator, found = seeded(policy, seed), Responses([], [], [], [])
     at_once = max(1, min(batch_size, fitting(policy.config)) // samples_per_prompt)
-    for start in range(0, len(prompts), at_once):
+    for start in trange(
+        0, len(prompts), at_once, desc="sampling", leave=False, disable=processes.rank() > 0,
+        delay=5,  # seconds: short work shows nothing
+    ):  # fmt: skip
         encoded = encode_prompts(tokenizer, prompts[start : start + at_once])
         ids, mask = (x.to(policy.device) for x in encoded)
         samples = sample(
