@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(RUN) -m pip install --no-compile --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
 	$(RUN) -m pip install --no-compile -c constraints.txt -e ".[all]"
 	@$(RUN) -c "import deeplake, ipykernel_launcher, jupyterlab, kfp.local, papermill, tensorboard.notebook; \
-	from rlhf_helpers import checks, cloud, labelling, plots, rest, rlaif; \
+	from rlhf_helpers import checks, cloud, plots, rest, rlaif; from rlhf_helpers.annotation import labelling; \
 	from rlhf_helpers.pipelines import local, submit, vertex_rlhf"
 	@touch $@
 

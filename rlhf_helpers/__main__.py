@@ -2,7 +2,7 @@
 
 import sys
 
-from rlhf_helpers.cli import main
+from rlhf_helpers.commands.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from rlhf_helpers import processes
-from rlhf_helpers.cache import positions, prompt_cache
+from rlhf_helpers.prompt_cache import positions, prompt_cache
 
 
 @dataclass

@@ -3,7 +3,7 @@
 The labeller is any causal language model. It reads the principles, the post and two answers, and
 its log-probs of "1" and "2" are its label (Lee et al. 2023, "RLAIF vs. RLHF"; the constitution is
 from Bai et al. 2022, "Constitutional AI"). It is asked in both orders and the two are averaged
-(`evaluation.judge_pairs`). The labels make a file of preferences like any other, so that
+(`annotation.judges.judge_pairs`). The labels make a file of preferences like any other, so that
 `reward_model.train` and `ppo.train` need not know who wrote it; `train` is all three.
 """
 
@@ -16,14 +16,14 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_helpers import ppo, processes, reward_model
-from rlhf_helpers.configs import RLAIFConfig
-from rlhf_helpers.evaluation.judges import (
+from rlhf_helpers.annotation.judges import (
     Judge,
     Question,
     judge_pairs,
     language_model_judge,
     plain_question,
 )
+from rlhf_helpers.configs import RLAIFConfig
 from rlhf_helpers.little_world.principles import little_question
 from rlhf_helpers.models import existing, load_policy, load_tokenizer
 from rlhf_helpers.runs import data_dir

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rlhf_helpers import preference_loss
 from rlhf_helpers.checks.feedback import Feedback, try_function, try_number
+from rlhf_helpers.reward_model.losses import kwise_loss as package_kwise_loss
+from rlhf_helpers.reward_model.losses import pairwise_loss
 
 # ---- L6: supervised fine-tuning ------------------------------------------------------------
 
@@ -87,7 +88,7 @@ def bradley_terry_loss(answer: Any) -> Feedback:
     chosen, rejected = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([1.0, 1.5, -1.0])
     return try_function(
         answer,
-        preference_loss.pairwise_loss,
+        pairwise_loss,
         [(chosen, rejected), (chosen[:1], rejected[:1]), (100 * rejected, 100 * chosen)],
         {
             "A loss is to be *minimised*: where is the minus?": (
@@ -124,16 +125,14 @@ def kwise_loss(answer: Any) -> Feedback:
 
     return try_function(
         answer,
-        lambda scores, ranking: preference_loss.kwise_loss([scores], [ranking]),
+        lambda scores, ranking: package_kwise_loss([scores], [ranking]),
         [(scores, ranking), (scores[:2], [1, 0]), (scores[:3], [0, 1, 2])],
         {
             "Divide by the number of pairs, or long rankings count more than short ones.": (
                 lambda scores, ranking: losses(scores[ranking]).sum()
             ),
             "Not only neighbours: the best answer beats the last one too.": (
-                lambda scores, ranking: preference_loss.pairwise_loss(
-                    scores[ranking][:-1], scores[ranking][1:]
-                )
+                lambda scores, ranking: pairwise_loss(scores[ranking][:-1], scores[ranking][1:])
             ),
             "`ranking` holds the numbers of the candidates: best first is scores[ranking].": (
                 lambda scores, ranking: losses(scores).mean()

@@ -4,17 +4,6 @@ from rlhf_helpers.evaluation.comparison import WinRate, side_by_side, win_rate
 from rlhf_helpers.evaluation.diagnosis import Finding, diagnose
 from rlhf_helpers.evaluation.drift import kl_from_reference, perplexity
 from rlhf_helpers.evaluation.event_files import read_tensorboard
-from rlhf_helpers.evaluation.judges import (
-    gold_judge,
-    human_judge,
-    judge_agreement,
-    judge_pairs,
-    language_model_judge,
-    plain_question,
-    position_bias,
-    principle_question,
-    reward_judge,
-)
 from rlhf_helpers.evaluation.methods import best_of_n_row, compare_methods
 from rlhf_helpers.evaluation.metrics import (
     evaluate_policy,
@@ -39,19 +28,10 @@ __all__ = [
     "distinct",
     "evaluate_policy",
     "evaluate_reward_model",
-    "gold_judge",
-    "human_judge",
-    "judge_agreement",
-    "judge_pairs",
     "kl_from_reference",
-    "language_model_judge",
     "perplexity",
-    "plain_question",
-    "position_bias",
-    "principle_question",
     "read_tensorboard",
     "repetition",
-    "reward_judge",
     "rouge",
     "side_by_side",
     "standard_error",

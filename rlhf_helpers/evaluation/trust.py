@@ -1,11 +1,10 @@
-"""Can a reward model be trusted? Calibration, length bias, its weak spots, its learning curve.
+"""Can a reward model be trusted? Calibration, length bias and its weak spots.
 
 All of it works on the table of `evaluate_reward_model`: a row a pair, with `score_0`, `score_1`,
 `choice`, and in the little world `gold_0`, `gold_1`.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -13,13 +12,11 @@ import pandas as pd
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, cohen_kappa_score, precision_recall_fscore_support
 
-from rlhf_helpers import reward_model as stage
-from rlhf_helpers.configs import RewardConfig
-from rlhf_helpers.evaluation.metrics import evaluate_reward_model, wilson_interval
+from rlhf_helpers.evaluation.metrics import wilson_interval
 from rlhf_helpers.little_world.annotators import measure
 from rlhf_helpers.little_world.grammar import find_post, read_post
 from rlhf_helpers.reward_model import RewardModel
-from rlhf_helpers.schemas import Preference, Ranking, ranking_to_pairs, read_comparisons
+from rlhf_helpers.schemas import Preference
 
 # Aspect -> how much of that fault `measure` counts.
 FAULTS = {
@@ -195,40 +192,3 @@ def annotator_agreement(records: Sequence[Preference]) -> pd.DataFrame:
             "kappa": kappa,
         }  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def learning_curve(
-    config: RewardConfig,
-    preferences: Sequence[Preference],
-    sizes: Sequence[int | None],
-    min_steps: int = 60,
-) -> pd.DataFrame:
-    """Train on the first so many records, evaluate on held-out preferences: a row a size.
-
-    None takes all. Small sizes are read again until there are `min_steps` steps, since a few steps
-    teach nothing whatever the data. Columns: `records`, `pairs` (a ranking gives several),
-    `epochs`, `seconds`, and the metrics of `evaluate_reward_model`. Models are written below
-    `config.output_dir`.
-    """
-    records, rows = read_comparisons(config.data), []
-    for size in sizes:
-        chosen = records[:size]
-        epochs = max(config.epochs, min_steps * config.batch_size / len(chosen))
-        folder = config.output_dir / f"{len(chosen)}_records"
-        result = stage.train(replace(config, pairs=size, epochs=epochs, output_dir=folder))
-        scorer = RewardModel.from_pretrained(folder)
-        metrics, _ = evaluate_reward_model(scorer, list(preferences), config.instruction)
-        rows.append(
-            {
-                "records": len(chosen),
-                "pairs": _count_pairs(chosen),
-                "epochs": epochs,
-                "seconds": result.metrics["seconds"],
-                **{name: value for name, value in metrics.items() if name != "pairs"},
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def _count_pairs(records: Sequence[Preference] | Sequence[Ranking]) -> int:
-    return sum(len(ranking_to_pairs(r)) if "candidates" in r else 1 for r in records)  # type: ignore

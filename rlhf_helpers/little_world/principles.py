@@ -108,7 +108,7 @@ def question_about(principles: Sequence[str]) -> str:
 
 
 def little_question(principles: Sequence[str]) -> Callable[[str, str, str], str]:
-    """The question of these principles as `evaluation.language_model_judge` takes it.
+    """The question of these principles as `annotation.judges.language_model_judge` takes it.
 
     All at once: that costs a ninth of asking about nine one by one, and the list takes 57 of the
     512 tokens of context, a post and two summaries about 120.

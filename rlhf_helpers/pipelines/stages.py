@@ -184,6 +184,7 @@ def evaluate(
     that is known.
     """
     from rlhf_helpers import evaluation
+    from rlhf_helpers.annotation import judges
     from rlhf_helpers.little_world.annotators import gold
     from rlhf_helpers.models import load_policy, load_tokenizer
     from rlhf_helpers.reward_model import RewardModel
@@ -200,9 +201,9 @@ def evaluate(
         metrics |= found
     table = evaluation.side_by_side(predictions["tuned"], predictions["untuned"])
     columns = [table[name].tolist() for name in ("prompt", "untuned", "tuned")]
-    judges = {"win_rate": evaluation.reward_judge(reward_model)}
-    judges |= {"win_rate_gold": evaluation.gold_judge} if "gold" in metrics else {}
-    for name, judge in judges.items():  # neither minds which answer it sees first
+    asked = {"win_rate": judges.reward_judge(reward_model)}
+    asked |= {"win_rate_gold": judges.gold_judge} if "gold" in metrics else {}
+    for name, judge in asked.items():  # neither minds which answer it sees first
         better = [round(share, 6) for share in judge(*columns)]  # rounding must not decide a tie
         won = evaluation.win_rate(better, [1 - share for share in better])
         metrics |= {name: won.rate, f"{name}_low": won.low, f"{name}_high": won.high}

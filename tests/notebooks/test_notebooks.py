@@ -3,7 +3,7 @@
 import nbformat
 import pytest
 
-from rlhf_helpers.course import course_notebooks, run_course
+from rlhf_helpers.commands.course import course_notebooks, run_course
 from rlhf_helpers.runs import read_results, runs_dir
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from rlhf_helpers import schemas
-from rlhf_helpers.cli import main
+from rlhf_helpers.commands.main import main
 from rlhf_helpers.evaluation.metrics import _gold_columns
 from rlhf_helpers.little_world import autocomplete, build, completions, phrases
 from rlhf_helpers.little_world.annotators import (

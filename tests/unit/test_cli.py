@@ -10,8 +10,10 @@ from types import SimpleNamespace
 import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from rlhf_helpers import course, dpo, ppo, rest, reward_model, rlaif, schemas, sft, train_command
-from rlhf_helpers.cli import main
+from rlhf_helpers import dpo, ppo, rest, reward_model, rlaif, schemas, sft
+from rlhf_helpers.commands import course
+from rlhf_helpers.commands import train as train_command
+from rlhf_helpers.commands.main import main
 from rlhf_helpers.little_world import base_model, build
 from rlhf_helpers.reward_model import RewardModel
 from rlhf_helpers.runs import data_dir, project_root, runs_dir
@@ -104,7 +106,7 @@ def test_help_lists_the_commands_with_what_they_do(command, capsys, monkeypatch)
 
 def test_help_answers_at_once():
     program = (
-        "import sys\nfrom rlhf_helpers.cli import main\n"
+        "import sys\nfrom rlhf_helpers.commands.main import main\n"
         "try: main(['train', 'ppo', '--help'])\n"
         "finally: assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
     )

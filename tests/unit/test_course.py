@@ -12,8 +12,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from rlhf_helpers import course
-from rlhf_helpers.course import course_notebooks, normalise, run_course, without_exercises
+from rlhf_helpers.commands import course
+from rlhf_helpers.commands.course import course_notebooks, normalise, run_course, without_exercises
 from rlhf_helpers.runs import is_headless, project_root, read_results
 
 PARAMETERS = 'scale = "none"\nseed = 99'

@@ -11,7 +11,7 @@ from torch.nn.functional import logsigmoid
 from trl.trainer.utils import _ChunkedLogProbFunction
 
 from rlhf_helpers import dpo
-from rlhf_helpers.cli import main
+from rlhf_helpers.commands.main import main
 from rlhf_helpers.configs import DPOConfig
 from rlhf_helpers.dpo import encode_pair
 from rlhf_helpers.generation import encode_prompts, sample

@@ -18,7 +18,7 @@ import pytest
 import torch
 from deeplake import types
 
-from rlhf_helpers.cli import main
+from rlhf_helpers.commands.main import main
 from rlhf_helpers.evaluation.questions import BEAMS, beam_answers
 from rlhf_helpers.models import load_classifier, load_policy
 from rlhf_helpers.reward_model import RewardModel

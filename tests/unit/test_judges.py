@@ -8,8 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from rlhf_helpers.evaluation import win_rate
-from rlhf_helpers.evaluation.judges import (
+from rlhf_helpers.annotation.judges import (
     gold_judge,
     human_judge,
     judge_agreement,
@@ -20,6 +19,7 @@ from rlhf_helpers.evaluation.judges import (
     principle_question,
     reward_judge,
 )
+from rlhf_helpers.evaluation import win_rate
 from rlhf_helpers.little_world.annotators import gold
 from rlhf_helpers.little_world.grammar import find_post
 from rlhf_helpers.models import load_policy, load_tokenizer

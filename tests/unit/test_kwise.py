@@ -14,12 +14,12 @@ from transformers import (
     pipeline,
 )
 
-from rlhf_helpers import kwise, reward_model
+from rlhf_helpers import reward_model
 from rlhf_helpers.configs import RewardConfig
-from rlhf_helpers.kwise import KwiseTrainer, encode_rankings, shared_prompt_scores
 from rlhf_helpers.models import load_tokenizer, without_dropout
-from rlhf_helpers.preference_loss import kwise_loss, pairwise_loss
-from rlhf_helpers.reward_model import PairTrainer, RewardModel, append_eos, encode_pairs
+from rlhf_helpers.reward_model import PairTrainer, RewardModel, append_eos, encode_pairs, kwise
+from rlhf_helpers.reward_model.kwise import KwiseTrainer, encode_rankings, shared_prompt_scores
+from rlhf_helpers.reward_model.losses import kwise_loss, pairwise_loss
 from rlhf_helpers.scales import Scale
 from rlhf_helpers.schemas import DataError, format_prompt, format_response, write_jsonl
 

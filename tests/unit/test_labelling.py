@@ -9,15 +9,16 @@ import signal
 
 import pytest
 
-from rlhf_helpers import judgements, labelling, schemas
-from rlhf_helpers.judgements import (
+from rlhf_helpers import schemas
+from rlhf_helpers.annotation import judgements, labelling
+from rlhf_helpers.annotation.judgements import (
     agreement_between,
     agreement_with_scorer,
     append_judgement,
     pair_of,
     read_judgements,
 )
-from rlhf_helpers.labelling import PreferenceLabeler
+from rlhf_helpers.annotation.labelling import PreferenceLabeler
 from rlhf_helpers.little_world import annotators, build
 from rlhf_helpers.runs import HEADLESS, data_dir
 from rlhf_helpers.schemas import DataError

@@ -8,8 +8,8 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import aiplatform
 from google.cloud.aiplatform import initializer
 
-from rlhf_helpers.cli import main
 from rlhf_helpers.cloud import CloudError, Setup
+from rlhf_helpers.commands.main import main
 from rlhf_helpers.pipelines.portable import make_pipeline
 from rlhf_helpers.pipelines.submit import submit
 

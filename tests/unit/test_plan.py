@@ -24,10 +24,13 @@ from transformers import (
 from trl.kernels import chunked_logprob
 from trl.trainer import utils
 
-from rlhf_helpers import generation, plan, plan_facts, plan_memory, scales
+from rlhf_helpers import generation, scales
+from rlhf_helpers.commands.plan import estimate as plan
+from rlhf_helpers.commands.plan import facts as plan_facts
+from rlhf_helpers.commands.plan import memory as plan_memory
+from rlhf_helpers.commands.plan.memory import Batch
 from rlhf_helpers.configs import DPOConfig, PPORunConfig, RewardConfig, SFTConfig, StageConfig
 from rlhf_helpers.models import add_lora, load_classifier, load_policy, load_tokenizer
-from rlhf_helpers.plan_memory import Batch
 from rlhf_helpers.runs import data_dir
 from rlhf_helpers.schemas import format_prompt, format_response
 

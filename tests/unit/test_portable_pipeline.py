@@ -12,7 +12,7 @@ from google.protobuf.json_format import ParseDict
 from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
 
 from rlhf_helpers import evaluation
-from rlhf_helpers.cli import _parser, main
+from rlhf_helpers.commands.main import _parser, main
 from rlhf_helpers.configs import PPORunConfig, RewardConfig
 from rlhf_helpers.models import load_policy, load_tokenizer, matmul_precision
 from rlhf_helpers.pipelines import graph, local, parameters, portable, stages, vertex_rlhf

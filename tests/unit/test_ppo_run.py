@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rlhf_helpers import ppo
-from rlhf_helpers.cli import main
+from rlhf_helpers.commands.main import main
 from rlhf_helpers.models import add_lora, load_policy, load_tokenizer, matmul_precision
 from rlhf_helpers.ppo import PPOConfig, PPOTrainer
 from rlhf_helpers.reward_model import RewardModel, append_eos

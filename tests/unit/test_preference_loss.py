@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_helpers import reward_model
-from rlhf_helpers.preference_loss import kwise_loss, pairwise_loss, ranked_pairs
+from rlhf_helpers.reward_model.losses import kwise_loss, pairwise_loss, ranked_pairs
 
 
 def draw(*sizes: int, seed: int = 0) -> list[torch.Tensor]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rlhf_helpers import rlaif, schemas
-from rlhf_helpers.evaluation.judges import judge_pairs
+from rlhf_helpers.annotation.judges import judge_pairs
 from rlhf_helpers.little_world import annotators, principles, writers
 from rlhf_helpers.little_world.grammar import draw_posts, read_post, split_of
 from rlhf_helpers.models import load_tokenizer

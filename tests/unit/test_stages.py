@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trl import DPOTrainer, SFTTrainer
 
 from rlhf_helpers import rest, training
-from rlhf_helpers.cli import main
-from rlhf_helpers.kwise import KwiseTrainer
+from rlhf_helpers.commands.main import main
 from rlhf_helpers.models import matmul_precision
 from rlhf_helpers.ppo import PPOTrainer
+from rlhf_helpers.reward_model.kwise import KwiseTrainer
 from rlhf_helpers.scales import Scale
 from rlhf_helpers.schemas import read_demonstrations, read_preferences
 

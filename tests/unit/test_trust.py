@@ -11,7 +11,9 @@ from sklearn.metrics import roc_auc_score
 
 from rlhf_helpers import plots
 from rlhf_helpers.configs import RewardConfig
-from rlhf_helpers.evaluation import labels, trust, wilson_interval
+from rlhf_helpers.evaluation import trust, wilson_interval
+from rlhf_helpers.reward_model import label_noise
+from rlhf_helpers.reward_model.learning_curve import learning_curve
 from rlhf_helpers.scales import Scale
 from rlhf_helpers.schemas import write_jsonl
 
@@ -194,7 +196,7 @@ def toy(count: int = 40) -> list[dict]:
 
 def test_a_learning_curve_trains_every_size_for_long_enough(tmp_path):
     held_out = [{**record, "input_text": "another post"} for record in toy(20)]
-    table = trust.learning_curve(config(tmp_path, toy()), held_out, (8, None), min_steps=6)
+    table = learning_curve(config(tmp_path, toy()), held_out, (8, None), min_steps=6)
     assert table["records"].tolist() == table["pairs"].tolist() == [8, 40]
     assert table["epochs"].tolist() == pytest.approx([6, 1.2])
     assert table["accuracy_noisy"].iloc[-1] > 0.9
@@ -203,7 +205,7 @@ def test_a_learning_curve_trains_every_size_for_long_enough(tmp_path):
 
 def test_a_learning_curve_over_rankings_counts_their_pairs(tmp_path):
     ranking = {"input_text": "a", "candidates": ["b", "c", "d"], "ranking": [0, [1, 2]]}
-    table = trust.learning_curve(config(tmp_path, [ranking] * 4), toy(4), (2, 4), min_steps=1)
+    table = learning_curve(config(tmp_path, [ranking] * 4), toy(4), (2, 4), min_steps=1)
     assert table["records"].tolist() == [2, 4]
     assert table["pairs"].tolist() == [4, 8]
 
@@ -213,13 +215,13 @@ def test_a_learning_curve_over_rankings_counts_their_pairs(tmp_path):
 
 def test_flipping_turns_the_share_that_was_asked_for():
     records = toy(50)
-    turned, flipped = labels.flip_labels(records, 0.2, seed=3)
+    turned, flipped = label_noise.flip_labels(records, 0.2, seed=3)
     assert flipped.sum() == 10
     assert [t["choice"] != r["choice"] for t, r in zip(turned, records, strict=True)] == list(
         flipped
     )
-    again, _ = labels.flip_labels(records, 0.2, seed=3)
-    assert again == turned and labels.flip_labels(records, 0.2, seed=4)[0] != turned
+    again, _ = label_noise.flip_labels(records, 0.2, seed=3)
+    assert again == turned and label_noise.flip_labels(records, 0.2, seed=4)[0] != turned
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.2, 0.35])
@@ -229,11 +231,11 @@ def test_the_flip_rate_is_found_beside_the_noise_of_bradley_and_terry(share, sha
     gaps = np.where(choices, gaps, -gaps)  # chosen minus rejected
     flipped = np.random.default_rng(1).random(len(gaps)) < share
     gaps = np.where(flipped, -gaps, gaps) * sharpness  # a model trained on noise is less sharp
-    assert labels.flip_rate(gaps) == pytest.approx(share, abs=0.02)
+    assert label_noise.flip_rate(gaps) == pytest.approx(share, abs=0.02)
     if share:
         assert (gaps < 0).mean() > share + 0.05  # what counting disagreements would say
         assert roc_auc_score(flipped, -gaps) > 0.7
-        worst = labels.most_suspect(gaps, 200)
+        worst = label_noise.most_suspect(gaps, 200)
         assert len(worst) == 200 and (np.diff(gaps[worst]) >= 0).all()
         assert flipped[worst].mean() > 2 * share
 
@@ -244,16 +246,16 @@ def test_what_a_model_gets_wrong_itself_is_not_put_down_to_the_labels():
     gaps = np.where(choices, gaps, -gaps)
     gaps = np.where(rng.random(len(gaps)) < 0.1, -gaps, gaps)  # the model is wrong, however sure
     flipped = np.where(rng.random(len(gaps)) < 0.2, -gaps, gaps)
-    assert labels.flip_rate(flipped[:10_000]) > 0.23
-    assert labels.flip_rate(flipped[:10_000], gaps[10_000:]) == pytest.approx(0.2, abs=0.02)
-    assert labels.flip_rate(gaps[:10_000], gaps[10_000:]) < 0.02
+    assert label_noise.flip_rate(flipped[:10_000]) > 0.23
+    assert label_noise.flip_rate(flipped[:10_000], gaps[10_000:]) == pytest.approx(0.2, abs=0.02)
+    assert label_noise.flip_rate(gaps[:10_000], gaps[10_000:]) < 0.02
 
 
 def test_labels_are_judged_by_models_that_have_not_seen_them(tmp_path):
-    records, flipped = labels.flip_labels(toy(60), 0.1)
+    records, flipped = label_noise.flip_labels(toy(60), 0.1)
     settings = config(tmp_path, records)
     settings.epochs = 3.0
-    gaps = labels.cross_fit(settings, records)
+    gaps = label_noise.cross_fit(settings, records)
     seen = [
         {line["candidate_0"] for line in labels_of(tmp_path / "out" / f"fold_{fold}")}
         for fold in (0, 1)

@@ -8,7 +8,7 @@ from google.protobuf.json_format import ParseDict
 from google_cloud_pipeline_components._implementation.llm import function_based as google
 from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
 
-from rlhf_helpers.cli import main
+from rlhf_helpers.commands.main import main
 from rlhf_helpers.pipelines import parameters, vertex_rlhf
 from rlhf_helpers.pipelines.google_models import MODELS
 from rlhf_helpers.pipelines.vertex_rlhf import RLHFParameters, training_steps

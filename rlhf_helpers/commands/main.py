@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlhf_helpers import runs, scales, schemas
-from rlhf_helpers.doctor import add_doctor
-from rlhf_helpers.pipeline_command import add_pipeline
-from rlhf_helpers.plan import add_plan
-from rlhf_helpers.train_command import add_common, add_train, print_table
+from rlhf_helpers.commands.doctor import add_doctor
+from rlhf_helpers.commands.pipeline import add_pipeline
+from rlhf_helpers.commands.plan.estimate import add_plan
+from rlhf_helpers.commands.train import add_common, add_train, print_table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,7 +62,7 @@ def _add_course(commands: argparse._SubParsersAction) -> None:
 
 
 def _course(options: argparse.Namespace) -> int:
-    from rlhf_helpers.course import run_course
+    from rlhf_helpers.commands.course import run_course
 
     return run_course(options.scale, options.seed, options.notebooks or None, options.in_place)
 

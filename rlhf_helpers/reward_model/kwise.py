@@ -18,7 +18,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase,
 from trl import RewardConfig as TRLConfig
 
 from rlhf_helpers import processes
-from rlhf_helpers.preference_loss import kwise_loss, ranked_pairs
+from rlhf_helpers.reward_model.losses import kwise_loss, ranked_pairs
 from rlhf_helpers.schemas import Ranking, format_prompt, format_response
 from rlhf_helpers.sources import rank_scores, standardise_by_annotator
 

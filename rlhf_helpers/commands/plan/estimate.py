@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from rlhf_helpers import configs, scales
-from rlhf_helpers.plan_facts import (
+from rlhf_helpers.commands.plan.facts import (
     GPUS,
     LAPTOP,
     MEASURED,
@@ -50,7 +50,7 @@ def plan(
     scale: scales.Scale, gpu: str, gpus: int = 1, policy: str = "", reward: str = ""
 ) -> list[StagePlan]:
     """Plan all stages of a scale on so many GPUs; other models than the scale's can be named."""
-    from rlhf_helpers.plan_memory import batch_of, memory
+    from rlhf_helpers.commands.plan.memory import batch_of, memory
 
     judge = reward or scales.REWARD_MODELS.get(scale.name) or policy or scale.base_model
     shapes = (shape_of(policy or scale.base_model), shape_of(judge))
@@ -97,7 +97,7 @@ def estimate(
     A backward pass costs two, or one where only an adapter is trained (Kaplan et al. 2020,
     arXiv:2001.08361, section 2.1). Sampling waits for every layer to start besides.
     """
-    from rlhf_helpers.plan_memory import matrix_parameters
+    from rlhf_helpers.commands.plan.memory import matrix_parameters
 
     trains_reward = isinstance(config, configs.RewardConfig)
     weights = matrix_parameters(reward if trains_reward else policy, trains_reward)
@@ -123,7 +123,7 @@ def _name(gpu: str, gpus: int) -> str:
 
 def fits(planned: StagePlan, memory: float) -> bool:
     """Whether a stage leaves the spare memory of a GPU of so many GiB free."""
-    from rlhf_helpers.plan_memory import peak
+    from rlhf_helpers.commands.plan.memory import peak
 
     return peak(planned.parts) <= (1 - SPARE) * memory * GIB
 
@@ -132,7 +132,7 @@ def memory_table(plans: list[StagePlan], memory: float) -> "pd.DataFrame":
     """GiB on each GPU, a column a stage: its parts, what is there at once, and whether it fits."""
     import pandas as pd
 
-    from rlhf_helpers.plan_memory import peak
+    from rlhf_helpers.commands.plan.memory import peak
 
     rows: dict[str, list[str]] = {
         part: [f"{planned.parts[part] / GIB:.2f}" for planned in plans] for part in plans[0].parts
@@ -160,7 +160,7 @@ def remedy(planned: StagePlan) -> str:
 
 def warnings(plans: list[StagePlan], memory: float, gpus: int) -> list[str]:
     """One line for each stage that does not fit, or that so many processes cannot share."""
-    from rlhf_helpers.plan_memory import peak
+    from rlhf_helpers.commands.plan.memory import peak
 
     lines = []
     for planned in plans:

@@ -14,9 +14,9 @@ import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit
 
-from rlhf_helpers import reward_model as stage
 from rlhf_helpers.configs import RewardConfig
-from rlhf_helpers.reward_model import RewardModel
+from rlhf_helpers.reward_model.model import RewardModel
+from rlhf_helpers.reward_model.run import train
 from rlhf_helpers.schemas import Preference, candidate_texts, write_jsonl
 
 
@@ -47,7 +47,7 @@ def cross_fit(config: RewardConfig, records: Sequence[Preference], folds: int = 
         folder.mkdir(parents=True, exist_ok=True)
         seen = sorted(set(range(len(records))) - set(held_out.tolist()))
         write_jsonl(folder / "pairs.jsonl", [records[i] for i in seen])
-        stage.train(replace(config, data=folder / "pairs.jsonl", output_dir=folder))
+        train(replace(config, data=folder / "pairs.jsonl", output_dir=folder))
         scorer = RewardModel.from_pretrained(folder)
         texts = [candidate_texts(records[i], config.instruction) for i in held_out]
         scores = scorer.raw_scores([text for pair in texts for text in pair]).numpy().reshape(-1, 2)

@@ -14,7 +14,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from rlhf_helpers.judgements import (
+from rlhf_helpers.annotation.judgements import (
     Judgement,
     append_judgement,
     check_judgement,

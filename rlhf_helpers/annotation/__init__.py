@@ -1,0 +1,1 @@
+"""Judgements of people, rules and models: collecting them, and how well judges agree."""

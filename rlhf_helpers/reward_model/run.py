@@ -1,0 +1,140 @@
+"""A whole run of stage 2: from preferences or rankings to a standardised reward model."""
+
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase, Trainer
+from trl import RewardConfig as TRLConfig
+
+from rlhf_helpers import generation, streams
+from rlhf_helpers.configs import RewardConfig
+from rlhf_helpers.models import (
+    add_lora,
+    load_classifier,
+    load_policy,
+    load_tokenizer,
+    merge_adapter,
+)
+from rlhf_helpers.reward_model.kwise import KwiseTrainer, add_rank_scores, encode_rankings
+from rlhf_helpers.reward_model.model import RewardModel, append_eos
+from rlhf_helpers.reward_model.pairs import PairTrainer, encode_pairs
+from rlhf_helpers.schemas import DataError, format_prompt, read_comparisons
+from rlhf_helpers.training import (
+    Encode,
+    Result,
+    held_out_rows,
+    last_logged,
+    read_some,
+    run_trainer,
+    save_stage,
+    stream_steps,
+    streamed_rows,
+    trl_arguments,
+    whole_weights,
+)
+
+
+def train(config: RewardConfig, resume: bool = False) -> Result:
+    """Train on pairs (TRL's RewardTrainer) or rankings (`KwiseTrainer`), then standardise.
+
+    With `lora_rank` an adapter and the head are trained, and merged into the full-precision model
+    at the end. Raises DataError for a bad data set; records of which cutting leaves nothing to
+    compare are dropped and counted.
+    """
+    records = None if streams.is_stream(config.data) else _records(config)
+    prompts = read_some(config.prompts, "prompts", config.calibration_prompts)
+    tokenizer = append_eos(load_tokenizer(config.model), config.max_length)
+    rows, counts = _rows(config, records, tokenizer)
+    trainer = _trainer(config, rows, tokenizer)
+    seconds = run_trainer(trainer, config, resume)
+    model = trainer.model
+    if config.lora_rank:
+        model = merge_adapter(model, config.model, load_classifier)
+    reward_model = RewardModel(model, tokenizer)
+    reward_model.standardise(_sft_samples(config, [record["input_text"] for record in prompts]))
+    history = [row for row in trainer.state.log_history if "loss" in row]
+    metrics = {
+        "accuracy": sum(row["accuracy"] for row in history[-10:]) / max(1, len(history[-10:])),
+        **counts,
+        **last_logged(trainer, "eval_loss"),
+        "seconds": seconds,
+    }
+    return save_stage(
+        config, reward_model.model, tokenizer, metrics, history, whole_weights(trainer)
+    )
+
+
+def _records(config: RewardConfig) -> list:
+    """All preferences or rankings of a file; ranks are needed to learn scores."""
+    records = read_comparisons(config.data)[: config.pairs]
+    if config.objective == "scores" and "candidates" not in records[0]:
+        raise ValueError(f"{config.data}: pairs have no ranks to score. Give rankings.")
+    return records
+
+
+def _rows(
+    config: RewardConfig, records: list | None, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[dict] | IterableDataset, dict[str, int]]:
+    """The rows to train on; of a file also how many there are, and how many were dropped."""
+    encode = _encoder(config, tokenizer)
+    if records is None:
+        return streamed_rows(config, "preferences", encode, config.pairs), {}
+    rows, what = encode(records), "ranking" if "candidates" in records[0] else "pair"
+    if not rows:
+        raise DataError(
+            f"{config.data}: every {what} is equal after cutting to {config.max_length} tokens. "
+            "Raise --max-length."
+        )
+    return rows, {f"{what}s": len(rows), f"dropped_{what}s": len(records) - len(rows)}
+
+
+def _encoder(config: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> Encode:
+    def encode(records: list) -> list[dict]:
+        encode_all: Any = encode_rankings if "candidates" in records[0] else encode_pairs
+        return encode_all(records, tokenizer, config.instruction)
+
+    return encode
+
+
+def _trainer(
+    config: RewardConfig, rows: list[dict] | IterableDataset, tokenizer: PreTrainedTokenizerBase
+) -> Trainer:
+    """The trainer for these rows, with a new head on the model."""
+    torch.manual_seed(config.seed)  # the new head, and the adapter
+    model = load_classifier(config.model, config.bits)
+    if config.lora_rank:
+        model = add_lora(model, config.lora_rank, config.lora_dropout)
+    streamed = not isinstance(rows, list)
+    arguments = TRLConfig(
+        **trl_arguments(
+            config,
+            center_rewards_coefficient=config.center_rewards_coefficient,
+            remove_unused_columns=False,  # the sampler needs `length`
+            **({"max_steps": stream_steps(config, config.pairs)} if streamed else {}),
+        )
+    )
+    if isinstance(rows, list) and "ranking" in rows[0]:
+        if config.eval_data:
+            raise ValueError(f"{config.data}: rankings are trained on without eval_data")
+        if config.objective == "scores":
+            add_rank_scores(rows)
+        return KwiseTrainer(
+            model, arguments, rows, tokenizer, config.label_smoothing, config.objective
+        )
+    return PairTrainer(
+        model, arguments, label_smoothing=config.label_smoothing,
+        train_dataset=Dataset.from_list(rows) if isinstance(rows, list) else rows,
+        eval_dataset=held_out_rows(config, "preferences", _encoder(config, tokenizer)),
+        processing_class=tokenizer,
+    )  # fmt: skip
+
+
+def _sft_samples(config: RewardConfig, input_texts: list[str]) -> list[str]:
+    """One sample of the SFT model to each prompt, prompt and response as one text."""
+    policy, tokenizer = load_policy(config.sft_model), load_tokenizer(config.sft_model)
+    prompts = [format_prompt(text, config.instruction) for text in input_texts]
+    responses = generation.respond(
+        policy, tokenizer, prompts, max_new_tokens=config.max_new_tokens, seed=config.seed
+    )
+    return [prompt + text for prompt, text in zip(prompts, responses.texts, strict=True)]
