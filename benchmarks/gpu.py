@@ -107,7 +107,7 @@ def run_reward(case: str, folder: Path, size: Size, allowance: float) -> list[Ro
     )  # fmt: skip
     clock = Clock(allowance)
     trainer = partial(reward_model.PairTrainer, callbacks=[clock])
-    with mock.patch.object(reward_model, "PairTrainer", trainer):
+    with mock.patch.object(reward_model.run, "PairTrainer", trainer):
         reward_model.train(config)
     return [clock.row(case, dtype_of(32))]
 

@@ -10,7 +10,7 @@ from rlhf_helpers.reward_model.kwise import KwiseTrainer, encode_rankings
 from rlhf_helpers.reward_model.losses import kwise_loss, pairwise_loss, ranked_pairs
 from rlhf_helpers.reward_model.model import RewardModel, append_eos
 from rlhf_helpers.reward_model.pairs import PairTrainer, encode_pairs
-from rlhf_helpers.reward_model.run import train
+from rlhf_helpers.reward_model.run import reward_trainer, train
 
 __all__ = [
     "KwiseTrainer",
@@ -23,5 +23,6 @@ __all__ = [
     "kwise_loss",
     "pairwise_loss",
     "ranked_pairs",
+    "reward_trainer",
     "train",
 ]

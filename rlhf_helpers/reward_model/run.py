@@ -46,7 +46,7 @@ def train(config: RewardConfig, resume: bool = False) -> Result:
     prompts = read_some(config.prompts, "prompts", config.calibration_prompts)
     tokenizer = append_eos(load_tokenizer(config.model), config.max_length)
     rows, counts = _rows(config, records, tokenizer)
-    trainer = _trainer(config, rows, tokenizer)
+    trainer = reward_trainer(config, rows, tokenizer)
     seconds = run_trainer(trainer, config, resume)
     model = trainer.model
     if config.lora_rank:
@@ -97,7 +97,7 @@ def _encoder(config: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> Encode
     return encode
 
 
-def _trainer(
+def reward_trainer(
     config: RewardConfig, rows: list[dict] | IterableDataset, tokenizer: PreTrainedTokenizerBase
 ) -> Trainer:
     """The trainer for these rows, with a new head on the model."""

@@ -55,7 +55,7 @@ def no_models(monkeypatch):
     def fail(*arguments, **keywords):
         pytest.fail("loaded before the data was checked")
 
-    for module in (sft, reward_model, ppo.run, dpo, rest, rlaif):
+    for module in (sft, reward_model.run, ppo.run, dpo, rest, rlaif):
         monkeypatch.setattr(module, "load_policy", fail)
         monkeypatch.setattr(module, "load_tokenizer", fail)
     monkeypatch.setattr(RewardModel, "from_pretrained", fail)

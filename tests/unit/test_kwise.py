@@ -201,7 +201,7 @@ def trainer_of(folder: Path, data: list[dict], **changes):
     tokenizer = append_eos(load_tokenizer(BASE), settings.max_length)
     encode = encode_rankings if "candidates" in data[0] else encode_pairs
     rows = encode(data, tokenizer)
-    trainer = reward_model._trainer(settings, rows, tokenizer)
+    trainer = reward_model.reward_trainer(settings, rows, tokenizer)
     return trainer, rows, trainer.data_collator(rows[: settings.batch_size])
 
 

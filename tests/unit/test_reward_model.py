@@ -24,6 +24,7 @@ from rlhf_helpers.little_world.grammar import as_input_text, draw_posts
 from rlhf_helpers.little_world.writers import write_summary
 from rlhf_helpers.models import load_tokenizer
 from rlhf_helpers.reward_model import RewardModel, append_eos, encode_pairs, pairwise_loss
+from rlhf_helpers.reward_model.model import beginning_alike
 from rlhf_helpers.scales import Scale
 from rlhf_helpers.schemas import DataError, format_prompt, format_response, write_jsonl
 
@@ -179,7 +180,7 @@ def test_answers_to_one_prompt_are_scored_as_when_each_is_read_whole(scorer, mon
 
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9), min_size=1, max_size=8))
 def test_every_text_is_in_one_group_that_begins_like_it(encoded):
-    groups = reward_model.beginning_alike(encoded)
+    groups = beginning_alike(encoded)
     assert sorted(i for group in groups for i in group) == list(range(len(encoded)))
     for first, *others in groups:
         for i in others:
