@@ -17,7 +17,7 @@ from scipy import stats
 from rlhf_helpers import models, ppo, reward_model, schemas
 from rlhf_helpers.evaluation import evaluate_policy, perplexity
 from rlhf_helpers.scales import Scale
-from rlhf_helpers.training import train_missing
+from rlhf_helpers.stages import train_missing
 
 PTX_COEF = 0.5  # as in L8
 KEYS = ("reward", "gold", "kl", "perplexity")

@@ -17,7 +17,7 @@ from scipy import stats
 from rlhf_helpers import models, rest, reward_model, schemas
 from rlhf_helpers.evaluation import best_of_n_row, compare_methods
 from rlhf_helpers.scales import Scale
-from rlhf_helpers.training import train_missing
+from rlhf_helpers.stages import train_missing
 
 PROMPTS, PROMPTS_BEST_OF_N = 512, 256
 

@@ -14,7 +14,7 @@ from rlhf_helpers.evaluation import evaluate_reward_model, standard_error
 from rlhf_helpers.reward_model import RewardModel
 from rlhf_helpers.scales import Scale
 from rlhf_helpers.schemas import read_preferences
-from rlhf_helpers.training import train_missing
+from rlhf_helpers.stages import train_missing
 
 
 def measure_seed(seed: int) -> dict[str, float]:

@@ -7,18 +7,10 @@ that this one grew from, for GPUs of 40 to 80 GB.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from rlhf_helpers.configs import (
-    DPOConfig,
-    PPORunConfig,
-    RestConfig,
-    RewardConfig,
-    RLAIFConfig,
-    SFTConfig,
-    StageConfig,
-)
+from rlhf_helpers.configs import StageConfig
 from rlhf_helpers.runs import data_dir, stage_dir
+from rlhf_helpers.stages import STAGES
 
 SCALES = ("smoke", "tiny", "small", "full")
 LITTLE_WORLD = ("summarize", "autocomplete")  # tasks whose true preferences are known
@@ -137,6 +129,16 @@ class Scale:
         """What SFT starts from: a folder, or a name of the hub."""
         return POLICIES.get(self.name, data_dir() / "base_model")
 
+    @property
+    def reward_base_model(self) -> str | Path:
+        """What the reward model starts from: the SFT model, or a name of the hub."""
+        return REWARD_MODELS.get(self.name, self.dir("sft"))
+
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether the scale trains models of the hub, on GPUs."""
+        return self.name in POLICIES
+
     def data(self, name: str, split: str) -> Path:
         """The JSONL file of a data set of the little world, e.g. `data("preferences", "test")`.
 
@@ -156,45 +158,16 @@ class Scale:
         return stage_dir(self.name, stage, self.task, self.seed, self.live)
 
     def config(self, stage: str, **changes: object) -> StageConfig:
-        """The stage's config at this scale, with some fields changed."""
-        values: dict = {"seed": self.seed, "output_dir": self.dir(stage)}
-        if stage == "rlaif":
-            values |= SETTINGS[self.name].get("ppo", {})
-        values |= SETTINGS[self.name].get(stage, {})
-        values |= self._inputs(stage)
-        kinds = {"sft": SFTConfig, "reward": RewardConfig, "dpo": DPOConfig, "ppo": PPORunConfig,
-                 "rest": RestConfig, "rlaif": RLAIFConfig}  # fmt: skip
-        return kinds[stage](**values | changes)
+        """The stage's config at this scale, with some fields changed.
 
-    def _inputs(self, stage: str) -> dict[str, Any]:
-        """The models and data that a stage starts from."""
-        inputs: dict[str, Any]
-        prompts, sft = self.source("prompts", "train"), self.dir("sft")
-        if stage == "sft":
-            inputs = {"model": self.base_model, "data": self.source("demonstrations", "train")}
-            if self.name in POLICIES:
-                inputs |= {"eval_data": self.source("demonstrations", "validation")}
-            return inputs
-        if stage in ("ppo", "rest", "rlaif"):
-            inputs = {"model": sft, "reward_model": self.dir("reward"), "data": prompts}
-            if stage == "rest":
-                return inputs
-            if stage == "rlaif":
-                pairs = self.source("preferences", "train")
-                reward = self.config("reward", data=pairs, pairs=None)
-                inputs |= {"reward_model": self.dir("rlaif_reward"), "reward": reward}
-                inputs |= {"preferences": pairs}
-            if self.task != "assistant":
-                inputs |= {"ptx_data": self.data("pretraining", "train")}
-            return inputs
-        compared = "preferences" if self.task == "assistant" else "rankings"
-        inputs = {"model": sft, "data": self.source(compared, "train")}
-        if stage == "reward":
-            inputs |= {"model": REWARD_MODELS.get(self.name, sft), "sft_model": sft}
-            inputs |= {"prompts": prompts}
-        if self.task == "assistant":
-            inputs |= {"eval_data": self.source(compared, "test")}
-        return inputs
+        Raises ValueError for an unknown stage, or a value that the config does not take.
+        """
+        if stage not in STAGES:
+            raise ValueError(f"unknown stage {stage!r}: choose one of {', '.join(STAGES)}")
+        found, at_scale = STAGES[stage], SETTINGS[self.name]
+        values: dict = {"seed": self.seed, "output_dir": self.dir(stage)}
+        values |= at_scale.get(found.settings_of, {}) | at_scale.get(stage, {})
+        return found.config(**values | found.inputs(self) | changes)
 
 
 # PPO settings that push hard enough to show reward hacking at `tiny`; its cure is `kl_coef` alone.

@@ -4,7 +4,6 @@ A stage writes into its folder: the model and tokenizer (`from_pretrained` loads
 `metrics.json`, TensorBoard logs under `logs/`, and checkpoints to resume from under `checkpoints/`.
 """
 
-import importlib
 import itertools
 import math
 import shutil
@@ -34,14 +33,7 @@ from rlhf_helpers import processes, schemas, streams
 from rlhf_helpers.configs import StageConfig, TRLStageConfig
 from rlhf_helpers.models import compute_dtype, default_device
 from rlhf_helpers.runs import write_json
-from rlhf_helpers.scales import Scale
 from rlhf_helpers.tracking import log_writer, settings
-
-# stage -> module with its `train`
-STAGES = {
-    "sft": "sft", "reward": "reward_model", "ppo": "ppo", "dpo": "dpo", "rest": "rest",
-    "rlaif": "rlaif",
-}  # fmt: skip
 
 # kind of record -> what reads a whole JSONL file of them, strictly
 READERS: dict[str, Callable[[Any], list]] = {
@@ -61,22 +53,6 @@ class Result:
     output_dir: Path
     metrics: dict[str, float]
     history: list[dict[str, Any]] = field(repr=False)
-
-
-def train_stage(stage: str, config: StageConfig, resume: bool = False) -> Result:
-    """Run the stage of this name: `train(config)` of its module.
-
-    Started by a launcher, it joins the other processes first, so that each takes its own device.
-    """
-    processes.start()
-    return importlib.import_module(f"rlhf_helpers.{STAGES[stage]}").train(config, resume)
-
-
-def train_missing(scale: Scale, *stages: str) -> None:
-    """Train, with the scale's settings, those of `stages` whose results are not in `runs/` yet."""
-    for stage in stages:
-        if not (scale.dir(stage) / "metrics.json").exists():
-            train_stage(stage, scale.config(stage))
 
 
 def read_some(data: str | Path, kind: str, limit: int | None) -> list[Any]:

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +72,12 @@ def stage_config(
     if target_sequence_length and stage != "sft":
         changes["max_new_tokens"] = target_sequence_length
     config = scale.config(stage, output_dir=output_dir, **changes)
-    config.learning_rate *= learning_rate_multiplier
+    changes = {"learning_rate": config.learning_rate * learning_rate_multiplier}
     if steps and isinstance(config, RewardConfig):
-        config.epochs = steps * PAIRS_A_STEP / _pairs(config)
+        changes["epochs"] = steps * PAIRS_A_STEP / _pairs(config)
     elif steps and isinstance(config, PPORunConfig):
-        config.steps = steps
-    return config
+        changes["steps"] = steps
+    return replace(config, **changes)
 
 
 def _pairs(config: RewardConfig) -> int:
@@ -111,7 +111,7 @@ def train(
     It trains in a temporary folder, since a mounted bucket cannot rename the folders of
     checkpoints, and a run that fails leaves nothing.
     """
-    from rlhf_helpers.training import train_stage
+    from rlhf_helpers.stages import train_stage
 
     place = Scale(scale, "summarize", seed)
     with tempfile.TemporaryDirectory() as temporary:

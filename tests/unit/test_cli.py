@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rlhf_helpers import dpo, ppo, rest, reward_model, rlaif, schemas, sft
 from rlhf_helpers.commands import course
-from rlhf_helpers.commands import train as train_command
 from rlhf_helpers.commands.main import main
 from rlhf_helpers.little_world import base_model, build
 from rlhf_helpers.reward_model import RewardModel
@@ -358,13 +357,6 @@ def test_settings_that_do_not_go_together(capsys, no_models):
     assert message == (
         "batch_size 50 must be a multiple of mini_batch_size 32, and that of samples_per_prompt 4"
     )
-
-
-def test_every_setting_has_its_meaning():
-    fields = {
-        name for config in train_command.CONFIGS.values() for name in config.__dataclass_fields__
-    }
-    assert set(train_command.HELP) == fields - set(train_command.NO_OPTION)
 
 
 @pytest.mark.parametrize(("name", "task"), [("huge", "summarize"), ("tiny", "chess")])

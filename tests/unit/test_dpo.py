@@ -152,22 +152,6 @@ def test_the_lm_head_scores_the_answers_only(tmp_path, base_tokenizer, monkeypat
     assert scored == 2 * [len(row["chosen_ids"]) + len(row["rejected_ids"])]
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"beta": 0.0}, "beta is 0.0: it must be a number above 0"),
-        ({"beta": float("nan")}, "beta is nan"),
-        ({"loss_type": "hinge"}, "loss_type is 'hinge'; choose one of sigmoid, ipo"),
-        ({"label_smoothing": 0.5}, "label_smoothing is 0.5; choose 0 to below 0.5"),
-        ({"label_smoothing": 0.1, "loss_type": "ipo"}, "belongs to the sigmoid loss"),
-        ({"bits": 4}, "weights of 4 bits cannot be trained: set lora_rank"),
-    ],
-)
-def test_bad_settings_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        config(**settings)
-
-
 def test_the_command_line_gives_one_error(capsys):
     assert main(["train", "dpo", "--scale", "smoke", "--beta", "-1"]) == 2
     assert capsys.readouterr().err == "error: beta is -1.0: it must be a number above 0\n"

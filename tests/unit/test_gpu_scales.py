@@ -23,8 +23,8 @@ from rlhf_helpers.evaluation.questions import BEAMS, beam_answers
 from rlhf_helpers.models import load_classifier, load_policy
 from rlhf_helpers.reward_model import RewardModel
 from rlhf_helpers.scales import ASSISTANT_DATA, SCALES, Scale
+from rlhf_helpers.stages import train_stage
 from rlhf_helpers.tracking import log_writer
-from rlhf_helpers.training import train_stage
 
 
 @pytest.fixture(autouse=True)
@@ -250,8 +250,3 @@ def test_without_wandb_the_error_says_what_to_install(tmp_path, monkeypatch):
     )
     with missing, log_writer(config):
         pass
-
-
-def test_an_unknown_reporter_is_refused():
-    with pytest.raises(ValueError, match="report_to is 'mail'; choose one of none, wandb"):
-        Scale("smoke").config("sft", report_to="mail")

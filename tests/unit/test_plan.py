@@ -275,7 +275,7 @@ def test_whole_weights_have_a_reference_and_adapters_have_none():
 @pytest.mark.parametrize("task", ["summarize", "autocomplete"])
 def test_the_little_worlds_data_are_as_the_plan_says(task):
     tokenizer = load_tokenizer(data_dir() / "base_model")
-    for kind, name in (("demonstrations", "demonstrations"), ("comparisons", "rankings")):
+    for kind, name in (("demonstrations", "demonstrations"), ("preferences", "rankings")):
         said = plan_facts.DATA[task, kind]
         lines = (data_dir() / task / f"{name}_train.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines[::10]]
@@ -413,6 +413,6 @@ def test_every_scale_has_facts_for_its_models_and_data():
     for name in scales.SCALES:
         scale = scales.Scale(name)
         assert plan_facts.OWN_GPU[name] in plan_facts.GPUS
-        assert all(plan_facts.data_of(scale, stage).records for stage in plan.STAGES)
+        assert all(plan_facts.data_of(scale, stage).records for stage in plan.PLANNED)
     for known in (scales.POLICIES, scales.REWARD_MODELS):
         assert set(known.values()) <= plan_facts.SHAPES.keys()

@@ -19,7 +19,7 @@ from rlhf_helpers.pipelines import graph, local, parameters, portable, stages, v
 from rlhf_helpers.reward_model import RewardModel
 from rlhf_helpers.scales import Scale
 from rlhf_helpers.schemas import read_predictions, read_preferences, read_prompts, write_jsonl
-from rlhf_helpers.training import train_stage
+from rlhf_helpers.stages import train_stage
 
 TRAINING = {"supervised-fine-tuning", "reward-model-training", "reinforcement-learning"}
 GOOGLE = {  # what the original course gives to Google's component

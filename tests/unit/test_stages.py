@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl import DPOTrainer, SFTTrainer
 
-from rlhf_helpers import rest, training
+from rlhf_helpers import rest, stages
 from rlhf_helpers.commands.main import main
 from rlhf_helpers.models import matmul_precision
 from rlhf_helpers.ppo import PPOTrainer
@@ -21,7 +21,7 @@ from rlhf_helpers.scales import Scale
 from rlhf_helpers.schemas import read_demonstrations, read_preferences
 
 SMOKE = Scale("smoke")
-STAGES = pytest.mark.parametrize("stage", training.STAGES)
+STAGES = pytest.mark.parametrize("stage", stages.STAGES)
 CLASSES = {"sft": AutoModelForCausalLM, "reward": AutoModelForSequenceClassification}
 TAGS = {
     "sft": {"train/loss", "train/learning_rate", "train/grad_norm"},
@@ -35,7 +35,7 @@ TAGS["rlaif"] = TAGS["ppo"]
 
 def train(stage: str, resume: bool = False, **changes):
     """The stage's function, without the command line."""
-    return training.train_stage(stage, SMOKE.config(stage, **changes), resume)
+    return stages.train_stage(stage, SMOKE.config(stage, **changes), resume)
 
 
 def report(folder: Path) -> dict:
@@ -67,7 +67,7 @@ def home(tmp_path_factory):
 def chain(home) -> dict[str, int]:
     """Exit status of every stage, run in order by the command line."""
     torch.set_num_threads(1)
-    status = {stage: main(["train", stage, "--scale", "smoke"]) for stage in training.STAGES}
+    status = {stage: main(["train", stage, "--scale", "smoke"]) for stage in stages.STAGES}
     arguments = ["evaluate", "--scale", "smoke", "--output-dir", str(home / "evaluation")]
     return status | {"evaluate": main(arguments)}
 
@@ -76,17 +76,17 @@ def chain(home) -> dict[str, int]:
 
 
 def test_every_stage_succeeds_and_writes_only_where_it_should(chain, home):
-    assert chain == dict.fromkeys([*training.STAGES, "evaluate"], 0)
+    assert chain == dict.fromkeys([*stages.STAGES, "evaluate"], 0)
     assert [path.name for path in home.rglob("*")] == ["evaluation", "evaluation.json"]
 
 
 def test_only_what_is_missing_is_trained(chain, monkeypatch):
     trained = []
-    monkeypatch.setattr(training, "train_stage", lambda stage, config: trained.append(config))
-    training.train_missing(SMOKE, "sft", "reward", "ppo")
+    monkeypatch.setattr(stages, "train_stage", lambda stage, config: trained.append(config))
+    stages.train_missing(SMOKE, "sft", "reward", "ppo")
     assert trained == []
     other = Scale("smoke", seed=1)
-    training.train_missing(other, "sft", "reward")
+    stages.train_missing(other, "sft", "reward")
     assert trained == [other.config("sft"), other.config("reward")]
 
 

@@ -20,12 +20,14 @@ from rlhf_helpers.commands.plan.facts import (
     shape_of,
     texts_of,
 )
+from rlhf_helpers.stages import STAGES
 
 if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedConfig
 
-STAGES = ("sft", "reward", "ppo", "dpo")
+# A stage that runs others is planned as these.
+PLANNED = [stage.name for stage in STAGES.values() if not stage.runs]
 GIB = 2**30
 SPARE = 0.1  # share of a GPU's memory left to CUDA itself, and to gaps between tensors
 # Assumed until measured: the share of the peak that training reaches, and what it takes to start
@@ -55,7 +57,7 @@ def plan(
     judge = reward or scales.REWARD_MODELS.get(scale.name) or policy or scale.base_model
     shapes = (shape_of(policy or scale.base_model), shape_of(judge))
     plans = []
-    for stage in STAGES:
+    for stage in PLANNED:
         config, data = scale.config(stage), data_of(scale, stage)
         candidates = texts_of(scale, stage)
         batch = batch_of(config, data.longest_prompt, data.longest_response, candidates, gpus)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from rlhf_helpers import scales
+from rlhf_helpers.stages import STAGES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -49,13 +50,13 @@ class Data(NamedTuple):
 # OpenOrca and of Alpaca-OrcaChat are assumed.
 DATA = {
     ("summarize", "demonstrations"): Data(4000, 89, 17, 124, 52),
-    ("summarize", "comparisons"): Data(2500, 89, 17, 121, 52),
+    ("summarize", "preferences"): Data(2500, 89, 17, 121, 52),
     ("summarize", "prompts"): Data(2000, 89, 17, 124, 52),
     ("autocomplete", "demonstrations"): Data(2500, 56, 28, 79, 60),
-    ("autocomplete", "comparisons"): Data(1000, 56, 28, 71, 57),
+    ("autocomplete", "preferences"): Data(1000, 56, 28, 71, 57),
     ("autocomplete", "prompts"): Data(1000, 56, 28, 70, 60),
     ("assistant", "demonstrations"): Data(1_000_000, 250, 200),
-    ("assistant", "comparisons"): Data(160_800, 190, 35),
+    ("assistant", "preferences"): Data(160_800, 190, 35),
     ("assistant", "prompts"): Data(52_000, 200, 200),
 }
 
@@ -108,8 +109,7 @@ def shape_of(name: str | Path) -> "PreTrainedConfig":
 
 def data_of(scale: scales.Scale, stage: str) -> Data:
     """What a stage reads."""
-    kinds = {"sft": "demonstrations", "ppo": "prompts"}
-    return DATA[scale.task, kinds.get(stage, "comparisons")]
+    return DATA[scale.task, STAGES[stage].reads]
 
 
 def texts_of(scale: scales.Scale, stage: str) -> int:

@@ -1,0 +1,156 @@
+"""What PPO needs, as a trainer and as a whole run; and RLAIF, which ends in PPO."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlhf_helpers.configs.base import LARGEST_SEED, StageConfig
+from rlhf_helpers.configs.settings import check_settings, setting
+from rlhf_helpers.configs.supervised import RewardConfig
+
+CRITICS = ("shared", "separate")
+
+
+@dataclass(kw_only=True)
+class PPOConfig:
+    """What `ppo.PPOTrainer` needs. Sources are given where each value acts, in `ppo`.
+
+    With several processes, each takes its share of a batch and of its mini-batches.
+    """
+
+    steps: int = setting(
+        45, "rollouts to learn from; the learning rate falls to a tenth over these", at_least=1
+    )
+    warmup_steps: int = setting(5, "steps until the learning rate is reached", at_least=0)
+    batch_size: int = setting(64, "responses a step, of all processes together", at_least=1)
+    samples_per_prompt: int = setting(
+        4, "answers to each prompt, which is encoded once for all of them", at_least=1
+    )
+    mini_batch_size: int = setting(32, "answers an optimiser step", at_least=1)
+    gradient_accumulation_steps: int = setting(
+        1, "parts that a mini-batch is computed in, one after the other, to save memory", at_least=1
+    )
+    ppo_epochs: int = setting(2, "passes over each rollout", at_least=1)
+    learning_rate: float = setting(2e-4, "of the policy, after the warm-up", at_least=0)
+    value_learning_rate: float = setting(
+        1e-3, "of the value head, or of the separate critic with its head", at_least=0
+    )
+    value_head_std: float = setting(
+        0.0,
+        "standard deviation of the value head's first weights; 0: every value starts at 0",
+        at_least=0,
+    )
+    critic: str = setting(
+        "shared",
+        "shared: values come from the policy's states; separate: from a network's own",
+        choices=CRITICS,
+    )
+    kl_coef: float = setting(
+        0.15,
+        "price of a nat of KL from the SFT model; with adaptive_kl only the first one",
+        at_least=0,
+    )
+    adaptive_kl: bool = setting(
+        False, "raise or lower kl_coef after every step to hold the KL at kl_target"
+    )
+    kl_target: float = setting(6.0, "nats an answer that adaptive_kl holds", above=0)
+    kl_horizon: float = setting(10_000, "answers that adaptive_kl takes to react", above=0)
+    target_kl: float | None = setting(
+        None,
+        "stop updating on a rollout at 1.5 times so many nats a token from its policy; None never "
+        "does",
+        above=0,
+    )
+    gamma: float = setting(1.0, "discount a token", at_least=0, at_most=1)
+    lam: float = setting(0.95, "lambda of generalised advantage estimation", at_least=0, at_most=1)
+    cliprange: float = setting(
+        0.2, "how far a token's probability may move in one step, as a ratio", above=0
+    )
+    cliprange_value: float = setting(0.2, "how far a value may move in one step", above=0)
+    vf_coef: float = setting(0.1, "weight of the value loss", at_least=0)
+    max_grad_norm: float = setting(1.0, "gradients are clipped to this norm", above=0)
+    temperature: float = setting(1.0, "of sampling", above=0)
+    min_new_tokens: int = setting(
+        0,
+        "above 0: draw each answer's length from here to the longest; EOS stops none",
+        at_least=0,
+    )
+    max_new_tokens: int = setting(48, "longest answer, in tokens", at_least=1)
+    missing_eos_penalty: float = setting(
+        1.0,
+        "taken off the score of an answer that does not end; not where lengths are drawn",
+        at_least=0,
+    )
+    score_clip: float | None = setting(None, "cut scores to at most this, up and down", above=0)
+    ptx_coef: float = setting(
+        0.0, "weight of the pretraining loss (PPO-ptx), of a document a prompt", at_least=0
+    )
+    seed: int = setting(0, "of all random numbers", at_least=0, at_most=LARGEST_SEED)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        group = self.samples_per_prompt * self.gradient_accumulation_steps
+        if self.mini_batch_size % self.samples_per_prompt or self.batch_size % self.mini_batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} must be a multiple of mini_batch_size "
+                f"{self.mini_batch_size}, and that of samples_per_prompt {self.samples_per_prompt}"
+            )
+        if self.mini_batch_size % group:
+            raise ValueError(
+                f"mini_batch_size {self.mini_batch_size} must be a multiple of {group}: "
+                f"gradient_accumulation_steps {self.gradient_accumulation_steps} times "
+                f"samples_per_prompt {self.samples_per_prompt}"
+            )
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens {self.min_new_tokens} is more than max_new_tokens "
+                f"{self.max_new_tokens}"
+            )
+        if self.adaptive_kl and not self.kl_coef:
+            raise ValueError("adaptive_kl multiplies kl_coef: start it above 0")
+
+
+@dataclass(kw_only=True)
+class PPORunConfig(PPOConfig, StageConfig):
+    """A whole PPO run: `PPOConfig`, and where everything is.
+
+    `model` is the SFT model: policy and reference; `data` are prompts.
+    """
+
+    reward_model: str | Path = setting(
+        help="the folder of a reward model (rlaif: where its own goes)"
+    )
+    ptx_data: Path | None = setting(
+        None, "pretraining documents for the pretraining loss, a JSONL file"
+    )
+    max_prompt_length: int = setting(
+        512, "tokens of a prompt; a longer one loses its beginning", at_least=1
+    )
+    save_steps: int = 20
+
+    def __post_init__(self) -> None:
+        StageConfig.__post_init__(self)
+        PPOConfig.__post_init__(self)
+        if self.ptx_coef and self.ptx_data is None:
+            raise ValueError("ptx_coef needs pretraining documents: set ptx_data")
+
+
+@dataclass(kw_only=True)
+class RLAIFConfig(PPORunConfig):
+    """PPO against a reward model that an AI labeller has taught.
+
+    That reward model is trained first and written to `reward_model`.
+    """
+
+    preferences: str | Path = setting(
+        help="pairs for the AI to judge anew; a file or source like --data of reward"
+    )
+    reward: RewardConfig = setting(help="settings of the reward model; its data are the labels")
+    labels: int = setting(800, "how many of these pairs", at_least=1)
+    labeller: str | Path | None = setting(
+        None,
+        "a causal language model, a folder or a name of the hub, that judges; None takes the small "
+        "labeller of data/labeller",
+    )
+    constitution: Path | None = setting(
+        None, "a file of principles, one a line, by which it judges; None takes the course's"
+    )
