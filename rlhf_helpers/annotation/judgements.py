@@ -1,4 +1,4 @@
-"""What people (or rules) said of pairs of answers: the record, its file, and who agrees with whom.
+"""What people (or rules) said of pairs of answers: the record and its file.
 
 A judgement file is a JSONL file that only ever grows: each judgement is one line, safe on the disk
 before the next pair is shown. To undo one, a line is added that retracts it. Several annotators may
@@ -8,20 +8,16 @@ write to the same file at the same time.
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, BinaryIO, NotRequired, TypedDict
 
 from filelock import FileLock
-from scipy.stats import binomtest
-from sklearn.metrics import cohen_kappa_score
 
 from rlhf_helpers.schemas import (
     DataError,
     Record,
     StrPath,
-    candidate_texts,
     check_preference,
     encode,
     read_records,
@@ -30,7 +26,6 @@ from rlhf_helpers.schemas import (
 )
 
 ACTIONS = ("skip", "undo")
-EQUAL = 1e-9  # scores that differ by less are a tie
 Pair = tuple[str, str, str]
 
 
@@ -145,67 +140,3 @@ def _mend(path: StrPath, file: BinaryIO) -> None:
 def pair_of(record: Mapping[str, Any]) -> Pair:
     """The prompt and both candidates, which tell one pair from another."""
     return record["input_text"], record["candidate_0"], record["candidate_1"]
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """`share` of `pairs` in which two sides choose alike, with its 95% interval (Wilson 1927).
-
-    `kappa` (Cohen 1960) is 1 for agreement throughout, 0 for as much as chance alone would give,
-    NaN where chance would give all of it. Pairs that either side calls a tie or has skipped are
-    `left_out`.
-    """
-
-    share: float
-    low: float
-    high: float
-    kappa: float
-    pairs: int
-    left_out: int
-
-
-def agreement_with_scorer(
-    judgements: Sequence[Mapping[str, Any]], scorer: Callable[[list[str]], Sequence[float]]
-) -> Agreement:
-    """Agreement with a reward model or any other scorer of texts, prompt and answer in one.
-
-    Equal scores are a tie. Raises ValueError where no pair is decided by both.
-    """
-    texts = [text for record in judgements for text in candidate_texts(record)]  # type: ignore[arg-type]
-    scores = scorer(texts)
-    gaps = [second - first for first, second in zip(scores[0::2], scores[1::2], strict=True)]
-    verdicts = [None if abs(gap) < EQUAL else int(gap > 0) for gap in gaps]
-    return _agreement((record["choice"], v) for record, v in zip(judgements, verdicts, strict=True))
-
-
-def agreement_between(
-    first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]
-) -> Agreement:
-    """Agreement of two annotators' judgements (or preferences) on the pairs that both have seen.
-
-    Raises ValueError where no pair is decided by both, or where one side has a pair twice.
-    """
-    ours, theirs = _choices(first), _choices(second)
-    return _agreement((choice, theirs[pair]) for pair, choice in ours.items() if pair in theirs)
-
-
-def _choices(records: Sequence[Mapping[str, Any]]) -> dict[Pair, int | None]:
-    choices = {pair_of(record): record["choice"] for record in records}
-    if len(choices) < len(records):
-        raise ValueError("A pair is there twice: give the judgements of one annotator, once each.")
-    return choices
-
-
-def _agreement(choices: Iterable[tuple[int | None, int | None]]) -> Agreement:
-    both = list(choices)
-    decided = [pair for pair in both if None not in pair]
-    if not decided:
-        raise ValueError(
-            f"No pair of answers is decided by both sides ({len(both)} ties or skips), so there is "
-            "nothing to compare: judge some more pairs."
-        )
-    alike = sum(one == other for one, other in decided)
-    low, high = binomtest(alike, len(decided)).proportion_ci(method="wilson")
-    kappa = cohen_kappa_score(*zip(*decided, strict=True), labels=[0, 1])
-    share = alike / len(decided)
-    return Agreement(share, low, high, float(kappa), len(decided), len(both) - len(decided))

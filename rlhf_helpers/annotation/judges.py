@@ -8,19 +8,16 @@ orders and averages, since many judges lean to one side, whatever stands there (
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy.special import expit
-from sklearn.metrics import cohen_kappa_score
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_helpers import generation
-from rlhf_helpers.evaluation.metrics import wilson_interval
-from rlhf_helpers.little_world.annotators import gold
-from rlhf_helpers.little_world.grammar import find_post
+from rlhf_helpers.annotation.agreement import agreement_table
+from rlhf_helpers.evaluation.metrics import Gold
 from rlhf_helpers.reward_model import RewardModel
 from rlhf_helpers.schemas import format_prompt, format_response
 
@@ -74,47 +71,32 @@ def position_bias(verdicts: pd.DataFrame) -> dict[str, float]:
 def judge_agreement(verdicts: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """How often two judges say the same (0, 1 or a tie) of the pairs that both have judged.
 
-    `verdicts` maps a judge's name to its table of `judge_pairs`, all of the same pairs. A row for
-    every two: `pairs`, `agreement` with its 95% interval, and Cohen's `kappa`, which is 0 for
-    chance and NaN where chance alone would make them agree. Raises ValueError for tables of
-    unequal length, or if no pair was judged by two.
+    `verdicts` maps a judge's name to its table of `judge_pairs`, all of the same pairs in the same
+    order. For the columns see `agreement_table`. Raises ValueError for tables of unequal length, or
+    if no pair was judged by two judges.
     """
     if len({len(table) for table in verdicts.values()}) > 1:
         raise ValueError("these tables have unequal lengths: judge the same pairs, in one order")
-    choices = pd.DataFrame(
-        {name: np.sign(table["probability"].to_numpy() - 0.5) for name, table in verdicts.items()}
-    )
-    rows = {}
-    for a, b in combinations(choices, 2):
-        both = choices[[a, b]].dropna().astype(int)
-        if not len(both):
-            continue
-        alike = int((both[a] == both[b]).sum())
-        low, high = wilson_interval(alike, len(both))
-        # One class in all: scikit-learn would warn that kappa is 0 / 0.
-        known = len(np.unique(both)) > 1
-        rows[f"{a} and {b}"] = {
-            "pairs": len(both), "agreement": alike / len(both), "low": low, "high": high,
-            "kappa": cohen_kappa_score(both[a], both[b]) if known else np.nan,
-        }  # fmt: skip
-    if not rows:
-        raise ValueError("no pair was judged by two judges")
-    return pd.DataFrame.from_dict(rows, orient="index")
+    choices = {
+        name: np.sign(table["probability"].reset_index(drop=True) - 0.5).dropna().astype(int)
+        for name, table in verdicts.items()
+    }
+    return agreement_table({name: dict(said.items()) for name, said in choices.items()})
 
 
 # ---- the judges ----------------------------------------------------------------------------
 
 
-def gold_judge(
-    prompts: Sequence[str], firsts: Sequence[str], seconds: Sequence[str]
-) -> list[float]:
-    """The mean annotator of the little world, without noise. A `Judge`.
+def gold_judge(gold: Gold) -> Judge:
+    """The judge who knows the truth: 1 where the second answer is worth more, 0.5 for a tie."""
 
-    Raises ValueError for a prompt that is no post of the little world.
-    """
-    pairs = zip(prompts, firsts, seconds, strict=True)
-    gaps = [gold(prompt, second) - gold(prompt, first) for prompt, first, second in pairs]
-    return [float((np.sign(round(gap, 9)) + 1) / 2) for gap in gaps]
+    def judge(
+        prompts: Sequence[str], firsts: Sequence[str], seconds: Sequence[str]
+    ) -> Sequence[float]:
+        gap = np.subtract(gold(prompts, seconds)["gold"], gold(prompts, firsts)["gold"])
+        return ((np.sign(gap.round(9)) + 1) / 2).tolist()
+
+    return judge
 
 
 def reward_judge(reward_model: RewardModel, instruction: str = "") -> Judge:
@@ -173,18 +155,6 @@ def plain_question(prompt: str, first: str, second: str) -> str:
         f"Answer 1:\n{first.strip()}\n\nAnswer 2:\n{second.strip()}\n\n"
         "Which answer is better, 1 or 2? The better one is answer"
     )
-
-
-def principle_question(principle: str) -> Question:
-    """The question that our base model knows from its pretraining (see `writers.PRINCIPLES`)."""
-
-    def question(prompt: str, first: str, second: str) -> str:
-        return (
-            f"[principle]: {principle} [post]: {find_post(prompt)} [1]: {first.strip()} "
-            f"[2]: {second.strip()} [better]:"
-        )
-
-    return question
 
 
 def language_model_judge(

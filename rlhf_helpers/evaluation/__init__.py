@@ -4,13 +4,13 @@ from rlhf_helpers.evaluation.comparison import WinRate, side_by_side, win_rate
 from rlhf_helpers.evaluation.diagnosis import Finding, diagnose
 from rlhf_helpers.evaluation.drift import kl_from_reference, perplexity
 from rlhf_helpers.evaluation.event_files import read_tensorboard
-from rlhf_helpers.evaluation.methods import best_of_n_row, compare_methods
-from rlhf_helpers.evaluation.metrics import (
+from rlhf_helpers.evaluation.little_world import (
+    best_of_n_row,
+    compare_methods,
     evaluate_policy,
     evaluate_reward_model,
-    standard_error,
-    wilson_interval,
 )
+from rlhf_helpers.evaluation.metrics import standard_error, wilson_interval
 from rlhf_helpers.evaluation.overoptimisation import best_of_n, best_of_n_kl
 from rlhf_helpers.evaluation.questions import QUESTIONS, before_and_after
 from rlhf_helpers.evaluation.texts import distinct, repetition, rouge, text_metrics

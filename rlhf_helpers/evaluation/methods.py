@@ -9,11 +9,9 @@ import pandas as pd
 
 from rlhf_helpers import generation
 from rlhf_helpers.evaluation.comparison import win_rate
-from rlhf_helpers.evaluation.metrics import evaluate_policy, standard_error
+from rlhf_helpers.evaluation.metrics import Gold, Scorer, evaluate_policy, standard_error
 from rlhf_helpers.evaluation.overoptimisation import best_of_n_kl
-from rlhf_helpers.little_world.annotators import gold_scores
 from rlhf_helpers.models import load_policy, load_tokenizer
-from rlhf_helpers.reward_model import RewardModel
 from rlhf_helpers.schemas import Prompt, format_prompt
 
 
@@ -22,12 +20,13 @@ def compare_methods(
     reference: str | Path,
     prompts: list[Prompt],
     *,
+    gold: Gold,
     max_new_tokens: int = 48,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """One sampled answer to each prompt by every policy (name -> folder): a row a policy.
+    """Sample one answer to each prompt from every policy (name -> folder): a row a policy.
 
-    All read and write with the tokenizer of the `reference`, the SFT model.
+    All policies use the tokenizer of the `reference`, the SFT model.
 
     `gold` with its standard error; `gain` over the reference, prompt by prompt, with its own;
     `win_rate`, by gold, against the reference's answer, with a 95% interval; `kl` from the
@@ -37,10 +36,8 @@ def compare_methods(
 
     @cache  # the reference may be among the policies
     def evaluate(folder: str) -> tuple[dict[str, float], pd.DataFrame]:
-        return evaluate_policy(
-            load_policy(folder), tokenizer, prompts,
-            reference=model, max_new_tokens=max_new_tokens, seed=seed,
-        )  # fmt: skip
+        settings = {"reference": model, "max_new_tokens": max_new_tokens, "seed": seed}
+        return evaluate_policy(load_policy(folder), tokenizer, prompts, gold=gold, **settings)
 
     _, before = evaluate(str(reference))
     for name, folder in policies.items():
@@ -52,10 +49,11 @@ def compare_methods(
 
 def best_of_n_row(
     reference: str | Path,
-    reward_model: RewardModel,
+    reward_model: Scorer,
     prompts: list[Prompt],
     n: int,
     *,
+    gold: Gold,
     max_new_tokens: int = 48,
     seed: int = 0,
 ) -> dict[str, float]:
@@ -65,13 +63,13 @@ def best_of_n_row(
     log n - (n - 1) / n, not an estimate.
     """
     texts = [format_prompt(record["input_text"]) for record in prompts]
-    answers = generation.respond(
-        load_policy(reference), load_tokenizer(reference), texts,
-        max_new_tokens=max_new_tokens, samples_per_prompt=n, seed=seed,
-    ).texts  # fmt: skip
-    whole = [text + answer for text, answer in zip(np.repeat(texts, n), answers, strict=True)]
+    policy, tokenizer = load_policy(reference), load_tokenizer(reference)
+    settings = {"max_new_tokens": max_new_tokens, "samples_per_prompt": n, "seed": seed}
+    answers = generation.respond(policy, tokenizer, texts, **settings).texts
+    repeated = [text for text in texts for _ in range(n)]
+    whole = [text + answer for text, answer in zip(repeated, answers, strict=True)]
     scores = np.reshape(reward_model(whole), (-1, n))
-    worth = np.reshape(gold_scores(whole), (-1, n))
+    worth = np.reshape(gold(repeated, answers)["gold"], (-1, n))
     words = np.reshape([len(answer.split()) for answer in answers], (-1, n))
     best = (np.arange(len(prompts)), scores.argmax(axis=1))
     row = _row(pd.Series(worth[best]), pd.Series(worth[:, 0]))

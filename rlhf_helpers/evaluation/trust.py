@@ -1,30 +1,22 @@
 """Can a reward model be trusted? Calibration, length bias and its weak spots.
 
-All of it works on the table of `evaluate_reward_model`: a row a pair, with `score_0`, `score_1`,
-`choice`, and in the little world `gold_0`, `gold_1`.
+The measures take the table of `evaluate_reward_model`: a row a pair, with `score_0`, `score_1`,
+`choice`, and where gold is known `gold_0`, `gold_1`.
 """
 
-from collections.abc import Sequence
-from itertools import combinations
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from sklearn.calibration import calibration_curve
-from sklearn.metrics import accuracy_score, cohen_kappa_score, precision_recall_fscore_support
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 from rlhf_helpers.evaluation.metrics import wilson_interval
-from rlhf_helpers.little_world.annotators import measure
-from rlhf_helpers.little_world.grammar import find_post, read_post
 from rlhf_helpers.reward_model import RewardModel
 from rlhf_helpers.schemas import Preference
 
-# Aspect -> how much of that fault `measure` counts.
-FAULTS = {
-    "missing fact": lambda measured: -measured["covered"],
-    "wrong fact": lambda measured: measured["wrong"],
-    "too long": lambda measured: measured["over_budget"],
-    "rambling": lambda measured: measured["rambling"],
-}
+# Input texts (N,), answers (N,) -> how much of each fault an answer has: a column (N,) a fault.
+Faults = Callable[[Sequence[str], Sequence[str]], Mapping[str, Sequence[float]]]
 
 
 def preference_probabilities(reward_model: RewardModel, table: pd.DataFrame) -> pd.Series:
@@ -80,12 +72,9 @@ def accuracy_by(correct: Sequence[bool], groups: Sequence) -> pd.DataFrame:
 
     A pair whose group is missing is left out.
     """
-    rows = {}
-    for name, right in pd.Series(np.asarray(correct)).groupby(
-        pd.Series(groups).reset_index(drop=True), observed=True
-    ):
-        low, high = wilson_interval(int(right.sum()), len(right))
-        rows[name] = {"pairs": len(right), "accuracy": right.mean(), "low": low, "high": high}
+    groups = pd.Series(groups).reset_index(drop=True)
+    grouped = pd.Series(np.asarray(correct)).groupby(groups, observed=True)
+    rows = {name: _accuracy(right) for name, right in grouped}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -129,66 +118,36 @@ def length_bias(table: pd.DataFrame, preferences: Sequence[Preference]) -> dict[
     return found
 
 
-def accuracy_by_aspect(table: pd.DataFrame, preferences: Sequence[Preference]) -> pd.DataFrame:
-    """Accuracy where the truly worse candidate has more of a fault: a row a fault of the little
-    world. A pair may stand in several rows; `alone` counts those that differ in this fault only.
+def accuracy_by_fault(
+    table: pd.DataFrame, preferences: Sequence[Preference], faults: Faults
+) -> pd.DataFrame:
+    """Accuracy where the truly worse candidate has more of a fault than the better one: a row each.
 
+    A pair may stand in several rows; `alone` counts the pairs that differ in this fault only.
     For data with subsets of their own (hh-rlhf's harmful content, say) use `accuracy_by`.
     """
     ordered = in_gold_order(table)
-    faults = pd.DataFrame([_faults(preferences[i], ordered["gap"][i]) for i in ordered.index])
-    faults, right = faults[list(FAULTS)].to_numpy(), ordered["correct"].to_numpy()
-    alone = faults & (faults.sum(axis=1, keepdims=True) == 1)
-    rows = {}
-    for i, name in enumerate(FAULTS):
-        has, only = right[faults[:, i]], right[alone[:, i]]
-        low, high = wilson_interval(int(has.sum()), len(has)) if len(has) else (np.nan, np.nan)
-        rows[name] = {
-            "pairs": len(has), "accuracy": has.mean() if len(has) else np.nan,
-            "low": low, "high": high,
-            "alone": len(only), "accuracy_alone": only.mean() if len(only) else np.nan,
-        }  # fmt: skip
-    return pd.DataFrame.from_dict(rows, orient="index").astype({"pairs": int, "alone": int})
-
-
-def _faults(record: Preference, gap: float) -> dict[str, bool]:
-    """Which faults the worse candidate has more of; `gap` is gold of candidate 1 minus 0."""
-    facts, post = read_post(record["input_text"]), find_post(record["input_text"])
-    texts = (record["candidate_0"], record["candidate_1"])
-    first, second = (measure(facts, text, post) for text in texts)
-    worse, better = (first, second) if gap > 0 else (second, first)
-    return {name: fault(worse) > fault(better) for name, fault in FAULTS.items()}
-
-
-def annotator_agreement(records: Sequence[Preference]) -> pd.DataFrame:
-    """How often two annotators choose alike on the same pair, which bounds any model's accuracy.
-
-    If labels are right with probability p, two are alike with p^2 + (1 - p)^2 = `agreement`, and
-    not even the truth agrees with the labels more often than p.
-
-    A row for every two annotators and one for `all`: `pairs`, `agreement` with its 95% interval,
-    and Cohen's `kappa`, which is 0 for chance. Raises ValueError if no pair has two annotators.
-    """
-    choices: dict[tuple, dict[str, int]] = {}
-    for record in records:
-        key = (record["input_text"], record["candidate_0"], record["candidate_1"])
-        choices.setdefault(key, {})[record.get("annotator", "")] = record["choice"]
-    names = sorted({name for said in choices.values() for name in said})
-    both = {
-        f"{a} and {b}": [(s[a], s[b]) for s in choices.values() if a in s and b in s]
-        for a, b in combinations(names, 2)
-    }
-    both = {who: said for who, said in both.items() if said}
-    if not both:
-        raise ValueError("no pair was labelled by two annotators")
-    both["all"] = [pair for said in both.values() for pair in said]
-    rows = {}
-    for who, said in both.items():
-        alike = sum(a == b for a, b in said)
-        low, high = wilson_interval(alike, len(said))
-        kappa = cohen_kappa_score(*zip(*said, strict=True), labels=[0, 1])
-        rows[who] = {
-            "pairs": len(said), "agreement": alike / len(said), "low": low, "high": high,
-            "kappa": kappa,
-        }  # fmt: skip
+    posts = [preferences[i]["input_text"] for i in ordered.index]
+    first, second = (
+        pd.DataFrame(faults(posts, [preferences[i][field] for i in ordered.index]))
+        for field in ("candidate_0", "candidate_1")
+    )
+    sign = np.sign(ordered["gap"].to_numpy())  # 1 where candidate 0 is the worse one
+    worse_has_more = (first - second).mul(sign, axis=0) > 0
+    only = worse_has_more.sum(axis=1) == 1
+    right, rows = ordered["correct"].to_numpy(), {}
+    for name, has in worse_has_more.items():
+        alone = right[has & only]
+        rows[name] = _accuracy(right[has]) | {
+            "alone": len(alone),
+            "accuracy_alone": _accuracy(alone)["accuracy"],
+        }
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _accuracy(right: Sequence[bool]) -> dict[str, float]:
+    """`pairs`, and the share that is right, `accuracy`, with its 95% interval; NaN if empty."""
+    pairs, correct = len(right), int(np.sum(right))
+    low, high = wilson_interval(correct, pairs) if pairs else (np.nan, np.nan)
+    accuracy = correct / pairs if pairs else np.nan
+    return {"pairs": pairs, "accuracy": accuracy, "low": low, "high": high}

@@ -13,7 +13,7 @@ Bradley and Terry (1952).
 import math
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise, product
@@ -36,6 +36,14 @@ TEMPERATURE = 0.5
 CLOSE = 0.25  # `judge` calls utilities that differ by less a tie
 MARK = re.compile(f"{re.escape(SUMMARY_MARK)}|{re.escape(CONTINUED_MARK)}")
 UNKIND = re.compile(rf"\b(?:{'|'.join(phrases.UNKIND)})\b", re.IGNORECASE)
+
+# How much of each fault `measure` counts.
+FAULTS: dict[str, Callable[[Mapping[str, float]], float]] = {
+    "missing fact": lambda measured: -measured["covered"],
+    "wrong fact": lambda measured: measured["wrong"],
+    "too long": lambda measured: measured["over_budget"],
+    "rambling": lambda measured: measured["rambling"],
+}
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,14 @@ def gold(input_text: str, text: str) -> float:
 
     `input_text` holds the post, and may go on after it. Raises ValueError if it holds none.
     """
-    measured = measure(read_post(input_text), text, find_post(input_text))
+    return _mean_utility(_measured(input_text, text))
+
+
+def _measured(input_text: str, text: str) -> dict[str, float]:
+    return measure(read_post(input_text), text, find_post(input_text))
+
+
+def _mean_utility(measured: dict[str, float]) -> float:
     return sum(annotator.utility(measured) for annotator in ANNOTATORS) / len(ANNOTATORS)
 
 
@@ -141,6 +156,32 @@ def gold_scores(texts: list[str]) -> list[float]:
                 f"{CONTINUED_MARK!r}"
             )
     return [gold(prompt, answer) for prompt, answer in split]
+
+
+def gold_columns(input_texts: Sequence[str], responses: Sequence[str]) -> dict[str, list[float]]:
+    """`gold` of each response, and the counts behind it that lessons show: a column each.
+
+    The counts are `covered` (facts, of 5), `wrong` (facts), `words`, and of completions `unkind`
+    (words). This is the `gold` that `evaluation` asks for. Raises ValueError for an `input_text`
+    that holds no post.
+    """
+    measured = [_measured(*pair) for pair in zip(input_texts, responses, strict=True)]
+    counts = ("covered", "wrong", "unkind", "words")
+    columns = {
+        name: [row.get(name, math.nan) for row in measured]
+        for name in counts
+        if any(name in row for row in measured)
+    }
+    return columns | {"gold": [_mean_utility(row) for row in measured]}
+
+
+def fault_columns(input_texts: Sequence[str], responses: Sequence[str]) -> dict[str, list[float]]:
+    """How much of each fault each response has: a column a fault, for `trust.accuracy_by_fault`.
+
+    Raises ValueError for an `input_text` that holds no post.
+    """
+    measured = [_measured(*pair) for pair in zip(input_texts, responses, strict=True)]
+    return {name: [fault(row) for row in measured] for name, fault in FAULTS.items()}
 
 
 def judge(

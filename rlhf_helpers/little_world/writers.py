@@ -18,6 +18,7 @@ from rlhf_helpers.little_world.grammar import (
     capitalise,
     corrupt,
     draw_facts,
+    find_post,
     write_post,
 )
 
@@ -125,6 +126,19 @@ def write_title(facts: Facts, rng: random.Random) -> str:
     return rng.choice([title, f"{title}, {facts.question}?"])
 
 
+def principle_question(principle: str) -> Callable[[str, str, str], str]:
+    """How to ask the base model which of two summaries follows a principle better.
+
+    Returns a function of prompt, first and second summary, for `judges.language_model_judge`.
+    """
+
+    def question(prompt: str, first: str, second: str) -> str:
+        post, first, second = find_post(prompt), first.strip(), second.strip()
+        return f"[principle]: {principle} [post]: {post} [1]: {first} [2]: {second} [better]:"
+
+    return question
+
+
 def write_comparison(facts: Facts, post: str, rng: random.Random) -> str:
     """Two summaries and which of them follows a principle better: an AI labeller's prompt."""
     principle, rule = rng.choice(list(PRINCIPLES.items()))
@@ -137,10 +151,7 @@ def write_comparison(facts: Facts, post: str, rng: random.Random) -> str:
         first, second = (rule(measure(facts, summary, post)) for summary in pair)
         if first != second:
             better = 1 if first > second else 2
-            return (
-                f"[principle]: {principle} [post]: {post} [1]: {pair[0]} [2]: {pair[1]} "
-                f"[better]: {better}"
-            )
+            return f"{principle_question(principle)(post, *pair)} {better}"
 
 
 def write_document(rng: random.Random, split: str = "train") -> str:

@@ -185,7 +185,7 @@ def evaluate(
     """
     from rlhf_helpers import evaluation
     from rlhf_helpers.annotation import judges
-    from rlhf_helpers.little_world.annotators import gold
+    from rlhf_helpers.little_world.annotators import gold_columns
     from rlhf_helpers.models import load_policy, load_tokenizer
     from rlhf_helpers.reward_model import RewardModel
 
@@ -202,13 +202,13 @@ def evaluate(
     table = evaluation.side_by_side(predictions["tuned"], predictions["untuned"])
     columns = [table[name].tolist() for name in ("prompt", "untuned", "tuned")]
     asked = {"win_rate": judges.reward_judge(reward_model)}
-    asked |= {"win_rate_gold": judges.gold_judge} if "gold" in metrics else {}
+    asked |= {"win_rate_gold": judges.gold_judge(gold_columns)} if "gold" in metrics else {}
     for name, judge in asked.items():  # neither minds which answer it sees first
         better = [round(share, 6) for share in judge(*columns)]  # rounding must not decide a tie
         won = evaluation.win_rate(better, [1 - share for share in better])
         metrics |= {name: won.rate, f"{name}_low": won.low, f"{name}_high": won.high}
     if "gold" in metrics:
-        untuned = [gold(prompt, answer) for prompt, answer in zip(*columns[:2], strict=True)]
+        untuned = gold_columns(*columns[:2])["gold"]
         metrics["gold_untuned"] = sum(untuned) / len(untuned)
         metrics["gold_gain"] = metrics["gold"] - metrics["gold_untuned"]
     return metrics

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pandas as pd
 
 from rlhf_helpers.configs import RewardConfig
-from rlhf_helpers.evaluation.metrics import evaluate_reward_model
+from rlhf_helpers.evaluation import evaluate_reward_model
 from rlhf_helpers.reward_model.model import RewardModel
 from rlhf_helpers.reward_model.run import train
 from rlhf_helpers.schemas import Preference, Ranking, ranking_to_pairs, read_comparisons

@@ -1,10 +1,13 @@
 """Evaluation: intervals, and policies and reward models whose numbers are known by hand."""
 
 import math
+import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
+import rlhf_helpers
 from rlhf_helpers import generation
 from rlhf_helpers.evaluation import (
     evaluate_policy,
@@ -14,6 +17,7 @@ from rlhf_helpers.evaluation import (
     wilson_interval,
     win_rate,
 )
+from rlhf_helpers.evaluation import metrics as generic
 from rlhf_helpers.generation import Responses
 from rlhf_helpers.models import load_policy, load_tokenizer
 from rlhf_helpers.scales import Scale
@@ -188,6 +192,33 @@ def test_prompts_that_are_not_of_the_little_world_have_no_gold(answered, prompts
     metrics, table = evaluate_policy(None, None, records, reference=REFERENCE)
     assert set(metrics) == {"length", "eos_rate", "kl", "prompts"}
     assert set(table) == {"prompt", "response", "length", "eos_rate", "kl"}
+
+
+def test_generic_evaluation_knows_no_world_and_takes_any_gold(answered):
+    def characters(prompts, answers):
+        return {"gold": [float(len(answer)) for answer in answers]}
+
+    found, table = generic.evaluate_policy(None, None, PROMPTS)
+    assert "gold" not in {*found, *table}
+    found, _ = generic.evaluate_policy(None, None, PROMPTS, gold=characters)
+    assert found["gold"] == pytest.approx((len(PERFECT) + len(SHORT)) / 2)
+    pair = {"input_text": "a post", "candidate_0": "a b c", "candidate_1": "long word", "choice": 0}
+    scores = lambda texts: [float(len(text.split())) for text in texts]  # noqa: E731
+    found, table = generic.evaluate_reward_model(scores, [pair], gold=characters)
+    assert (found["accuracy_noisy"], found["accuracy_gold"]) == (1, 0)
+    assert table[["gold_0", "gold_1"]].to_numpy().tolist() == [[5, 9]]
+    found, _ = generic.evaluate_reward_model(scores, [pair])
+    assert "accuracy_gold" not in found
+
+
+@pytest.mark.parametrize("room", ["evaluation", "annotation"])
+def test_generic_evaluation_imports_nothing_of_the_little_world(room):
+    importing = {
+        path.name
+        for path in (Path(rlhf_helpers.__file__).parent / room).glob("*.py")
+        if re.search(r"^ *(from|import) .*little_world", path.read_text(), re.MULTILINE)
+    }
+    assert importing <= {"little_world.py", "__init__.py"}  # the one that fills its gold in
 
 
 def test_a_real_policy():

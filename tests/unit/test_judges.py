@@ -16,12 +16,12 @@ from rlhf_helpers.annotation.judges import (
     language_model_judge,
     plain_question,
     position_bias,
-    principle_question,
     reward_judge,
 )
 from rlhf_helpers.evaluation import win_rate
-from rlhf_helpers.little_world.annotators import gold
+from rlhf_helpers.little_world.annotators import gold, gold_columns
 from rlhf_helpers.little_world.grammar import find_post
+from rlhf_helpers.little_world.writers import principle_question
 from rlhf_helpers.models import load_policy, load_tokenizer
 from rlhf_helpers.scales import Scale
 from rlhf_helpers.schemas import format_prompt, format_response, read_preferences
@@ -136,7 +136,7 @@ def pairs() -> tuple[list[str], list[str], list[str]]:
 
 def test_gold_is_the_order_of_the_mean_annotator_with_its_ties(pairs):
     prompts, first, second = pairs
-    table = judge_pairs(gold_judge, prompts, [*first[:-1], second[-1]], second)
+    table = judge_pairs(gold_judge(gold_columns), prompts, [*first[:-1], second[-1]], second)
     for i, prompt in enumerate(prompts[:-1]):
         gap = gold(prompt, second[i]) - gold(prompt, first[i])
         assert table["probability"][i] == (0.5 if abs(gap) < 1e-9 else float(gap > 0))
@@ -156,10 +156,8 @@ def test_a_reward_model_gives_the_sigmoid_of_the_gap_of_its_raw_scores():
 
 
 def judgement(candidate_0, candidate_1, shown_first, choice, annotator="me") -> dict:
-    return {
-        "input_text": "p ", "candidate_0": candidate_0, "candidate_1": candidate_1,
-        "shown_first": shown_first, "choice": choice, "annotator": annotator,
-    }  # fmt: skip
+    said = {"candidate_0": candidate_0, "candidate_1": candidate_1, "choice": choice}
+    return {"input_text": "p ", "shown_first": shown_first, "annotator": annotator, **said}
 
 
 def test_people_have_seen_an_order_and_chosen_a_candidate():

@@ -11,14 +11,18 @@ import pytest
 
 from rlhf_helpers import schemas
 from rlhf_helpers.annotation import judgements, labelling
-from rlhf_helpers.annotation.judgements import (
+from rlhf_helpers.annotation.agreement import (
     agreement_between,
     agreement_with_scorer,
+    annotator_agreement,
+)
+from rlhf_helpers.annotation.judgements import (
     append_judgement,
     pair_of,
     read_judgements,
 )
 from rlhf_helpers.annotation.labelling import PreferenceLabeler
+from rlhf_helpers.evaluation import wilson_interval
 from rlhf_helpers.little_world import annotators, build
 from rlhf_helpers.runs import HEADLESS, data_dir
 from rlhf_helpers.schemas import DataError
@@ -421,6 +425,26 @@ def test_agreement_with_any_scorer_of_whole_texts():
     assert found.share == pytest.approx(2 / 3)
 
 
+def test_the_agreement_of_annotators():
+    said = {"ada": [0, 1, 1, 0], "ben": [0, 1, 0, 1], "cleo": [0, 1, 1]}
+    records = [
+        {**JUDGEMENT, "input_text": f"p{i}", "choice": choice, "annotator": name}
+        for name, choices in said.items()
+        for i, choice in enumerate(choices)
+    ]
+    found = annotator_agreement(records)
+    assert list(found.index) == ["ada and ben", "ada and cleo", "ben and cleo", "all"]
+    assert found["pairs"].tolist() == [4, 3, 3, 10]
+    assert found["agreement"].tolist() == pytest.approx([1 / 2, 1, 2 / 3, 7 / 10])
+    assert found.loc["ada and ben", "kappa"] == pytest.approx(0)
+    assert found.loc["ada and cleo", "kappa"] == pytest.approx(1)
+    assert tuple(found.loc["all", ["low", "high"]]) == pytest.approx(
+        wilson_interval(7, 10), abs=1e-4
+    )
+    with pytest.raises(ValueError, match="no pair was judged by two"):
+        annotator_agreement(records[:4])
+
+
 def test_gold_scores_whole_texts_like_gold():
     (record,) = schemas.read_preferences(data_dir() / "summarize" / "preferences_test.jsonl")[:1]
     post, summary = record["input_text"], record["candidate_0"]
@@ -429,7 +453,6 @@ def test_gold_scores_whole_texts_like_gold():
         annotators.gold_scores([post + summary, "no mark"])
 
 
-@pytest.mark.filterwarnings("ignore")  # scikit-learn's, of a kappa that is NaN
 def test_what_cannot_be_compared_is_an_error():
     with pytest.raises(ValueError, match="No pair of answers is decided by both"):
         agreement_between(judged(0, None), judged(None, 1))

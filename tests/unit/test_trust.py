@@ -12,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 from rlhf_helpers import plots
 from rlhf_helpers.configs import RewardConfig
 from rlhf_helpers.evaluation import trust, wilson_interval
+from rlhf_helpers.little_world.annotators import fault_columns, gold
 from rlhf_helpers.reward_model import label_noise
 from rlhf_helpers.reward_model.learning_curve import learning_curve
 from rlhf_helpers.scales import Scale
@@ -131,7 +132,7 @@ def test_a_model_that_counts_words_is_found_out():
     assert found["accuracy_controlled"] == pytest.approx(0.5, abs=0.01)
 
 
-def test_accuracy_by_aspect_tells_which_mistakes_a_model_makes():
+def test_accuracy_by_fault_tells_which_mistakes_a_model_makes():
     too_long = PERFECT.replace("yelling.", "yelling, " + "tried yelling, " * 9 + "tried yelling.")
     records = [
         pair(PERFECT, MISSING), pair(MISSING, PERFECT), pair(PERFECT, WRONG),
@@ -139,10 +140,8 @@ def test_accuracy_by_aspect_tells_which_mistakes_a_model_makes():
         pair(PERFECT, PERFECT.replace("for two years", "(two years)")),  # a tie
     ]  # fmt: skip
     scores = {"score_0": [1, 1, 0, 0, 0, 0], "score_1": [0, 0, 1, 1, 1, 1]}
-    from rlhf_helpers.little_world.annotators import gold
-
     worth = {f"gold_{i}": [gold(POST, r[f"candidate_{i}"]) for r in records] for i in (0, 1)}
-    found = trust.accuracy_by_aspect(pd.DataFrame(scores | worth), records)
+    found = trust.accuracy_by_fault(pd.DataFrame(scores | worth), records, fault_columns)
     assert list(found.index) == ["missing fact", "wrong fact", "too long", "rambling"]
     # The wrong fact stands in the place of a right one, so that it is missing too.
     assert found["pairs"].tolist() == [3, 1, 1, 2]
@@ -151,24 +150,6 @@ def test_accuracy_by_aspect_tells_which_mistakes_a_model_makes():
     assert found.loc["missing fact", "accuracy_alone"] == 0.5
     assert found.loc["rambling", "accuracy_alone"] == 1
     assert math.isnan(found.loc["too long", "accuracy_alone"])
-
-
-def test_the_agreement_of_annotators():
-    said = {"ada": [0, 1, 1, 0], "ben": [0, 1, 0, 1], "cleo": [0, 1, 1]}
-    records = [
-        pair("a", str(i), choice, annotator=name)
-        for name, choices in said.items()
-        for i, choice in enumerate(choices)
-    ]
-    found = trust.annotator_agreement(records)
-    assert list(found.index) == ["ada and ben", "ada and cleo", "ben and cleo", "all"]
-    assert found["pairs"].tolist() == [4, 3, 3, 10]
-    assert found["agreement"].tolist() == pytest.approx([1 / 2, 1, 2 / 3, 7 / 10])
-    assert found.loc["ada and ben", "kappa"] == pytest.approx(0)
-    assert found.loc["ada and cleo", "kappa"] == pytest.approx(1)
-    assert tuple(found.loc["all", ["low", "high"]]) == pytest.approx(wilson_interval(7, 10))
-    with pytest.raises(ValueError, match="no pair was labelled by two annotators"):
-        trust.annotator_agreement(records[:4])
 
 
 # Training again and again
