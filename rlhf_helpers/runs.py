@@ -17,6 +17,8 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 HEADLESS = "RLHF_HEADLESS"
 PACKAGE = Path(__file__).resolve().parent
 
@@ -75,7 +77,7 @@ def read_results(scale: str) -> dict[str, dict[str, float]]:
 
 
 def record_results(scale: str, notebook: str, results: Mapping[str, float]) -> None:
-    """Merge a notebook's numbers into `runs/<scale>/results.json`.
+    """Merge a notebook's numbers into `runs/<scale>/results.json`; processes take turns.
 
     Raises ValueError, and writes nothing, unless `results` maps names to finite numbers.
     """
@@ -84,7 +86,10 @@ def record_results(scale: str, notebook: str, results: Mapping[str, float]) -> N
             raise ValueError(f"{notebook}: the name of a result must be text, not {name!r}")
         if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
             raise ValueError(f"{notebook}: result {name!r} must be a finite number, not {value!r}")
-    recorded = read_results(scale)
-    numbers = {name: float(value) for name, value in results.items()}
-    recorded[notebook] = recorded.get(notebook, {}) | numbers
-    write_json(runs_dir() / scale / "results.json", recorded)
+    path = runs_dir() / scale / "results.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        recorded = read_results(scale)
+        numbers = {name: float(value) for name, value in results.items()}
+        recorded[notebook] = recorded.get(notebook, {}) | numbers
+        write_json(path, recorded)

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
 from rlhf_helpers.configs import (
     DPOConfig,
     PPORunConfig,
@@ -158,7 +160,13 @@ def train_stage(stage: str, config: StageConfig, resume: bool = False) -> "Resul
 
 
 def train_missing(scale: "Scale", *stages: str) -> None:
-    """Train those of `stages`, with the scale's settings, that have no result in `runs/` yet."""
+    """Train those of `stages`, with the scale's settings, that have no result in `runs/` yet.
+
+    Of several processes that miss the same stage one trains it, and the others wait for it.
+    """
     for stage in stages:
-        if not (scale.dir(stage) / "metrics.json").exists():
-            train_stage(stage, scale.config(stage))
+        folder = scale.dir(stage)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f".{stage}.lock")):
+            if not (folder / "metrics.json").exists():
+                train_stage(stage, scale.config(stage))

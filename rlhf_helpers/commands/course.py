@@ -1,50 +1,50 @@
-"""Run the notebooks in order, headless: progress, a table of results, and clean committed copies.
+"""Run the notebooks side by side, with one line of progress each, and print what they recorded."""
 
-Every notebook runs on the interpreter that runs this module, with `scale` and `seed` injected and
-without its exercises (cells tagged `exercise`), which wait for the reader. Executed copies are kept
-in `runs/<scale>/notebooks/`; `in_place` also refreshes the notebooks themselves for committing.
-"""
-
-import base64
-import copy
-import io
+import multiprocessing
 import os
-import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
-from typing import Any
-from unittest import mock
 
-import nbformat
-import papermill
-from nbclient.exceptions import DeadKernelError
-from nbformat import NotebookNode
-from papermill.exceptions import PapermillExecutionError
-from PIL import Image
-from traitlets.config import Config
-
+from rlhf_helpers.commands.notebooks import (
+    NotebookFailed,
+    course_notebooks,
+    order,
+    run_notebook,
+    shown,
+)
 from rlhf_helpers.runs import HEADLESS, project_root, read_results, record_results, runs_dir
+from rlhf_helpers.scales import POLICIES
 
-EXERCISE = "exercise"
-LARGEST_NOTEBOOK = 500_000  # bytes; larger files are not shown by code hosts
-RUN_METADATA = ("papermill", "execution", "widgets", "ExecuteTime", "collapsed", "scrolled")
-KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
-# Nobody is looking, yet figures are shown, whatever backend this process draws with. No lesson
-# compiles a model: without dynamo, bitsandbytes is imported two seconds sooner.
+# The lessons whose models or numbers a lesson reads: it starts when these have ended. A lesson that
+# is not listed here waits for all lessons before it.
+READS: dict[str, tuple[str, ...]] = {
+    "L1": (),
+    "L2": (),
+    "L3": (),
+    "L4": ("L3",),
+    "L5": (),
+    "L6": (),
+    "L7": ("L6",),
+    "L8": ("L6", "L7"),
+    "L9": ("L6", "L8"),
+    "L10": ("L6", "L7", "L8"),
+    "L11": ("L6", "L7", "L8", "L9", "L10"),
+}
+MOST_JOBS = 4  # no more lessons than these can run at once for long, and each takes up to 2 GB
+# Figures are drawn although no front end is attached, whatever backend the calling process uses.
+# No lesson compiles a model: without dynamo, bitsandbytes is imported two seconds sooner.
 KERNEL_VARIABLES = {
-    HEADLESS: "1", "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+    HEADLESS: "1",
+    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
     "TORCHDYNAMO_DISABLE": "1",
-}  # fmt: skip
-ENCRYPTED = Config(KernelManager={"transport_encryption": "auto"})  # without, each kernel warns
-PNG = "image/png"
-WIDGET = "application/vnd.jupyter.widget-view+json"
-PROGRESS_BAR = re.compile(r"\s*<div>(?:(?!</div>).)*<progress.*?</div>\s*", re.DOTALL)
-
-
-class NotebookFailed(Exception):
-    """A notebook did not run to its end; the message names it, the cell and the error."""
+}
+# On CPUs each notebook computes with one thread. Two notebooks with one thread each finish sooner
+# than one after the other with two, since small matrices gain little from a second thread; and the
+# rounding of sums, so every recorded number, does not depend on the number of cores.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 def run_course(
@@ -52,222 +52,156 @@ def run_course(
     seed: int = 0,
     notebooks: Sequence[str | Path] | None = None,
     in_place: bool = False,
+    jobs: int | None = None,
 ) -> int:
-    """Execute notebooks one after the other, then print their results and where to look.
+    """Run notebooks and print their results; return the exit status.
 
-    `notebooks` are paths, by default every `notebooks/L*.ipynb` in order. `in_place` also writes
-    each back, executed and normalised for committing. Returns the exit status: 0, or 1 where a
-    notebook failed (the later ones are not run) or none was found.
+    `notebooks` are paths, by default every `notebooks/L*.ipynb`. `in_place` also writes each back,
+    executed and normalised for committing. `jobs` notebooks run side by side, see `default_jobs`.
+    The status is 0, or 1 if a notebook failed (the others still run) or if there is none.
     """
     paths = course_notebooks() if notebooks is None else [Path(path) for path in notebooks]
     if not paths:
         print(f"No notebooks L*.ipynb in {project_root() / 'notebooks'}.", file=sys.stderr)
         return 1
-    course_start = time.monotonic()
-    for position, path in enumerate(paths, start=1):
-        print(f"[{position}/{len(paths)}] {path.stem}", flush=True)
-        start = time.monotonic()
-        try:
-            run_notebook(path, scale, seed, in_place)
-        except NotebookFailed as failure:
-            print(f"\n{failure}", file=sys.stderr)
-            return 1
-        seconds = time.monotonic() - start
-        record_results(scale, path.stem, {"seconds": round(seconds, 1)})
-        elapsed = _minutes(time.monotonic() - course_start)
-        print(f"{path.stem}: {_minutes(seconds)}, {elapsed} since the start", flush=True)
-    _print_results(scale)
-    return 0
+    failures = run_notebooks(paths, scale, seed, in_place, jobs)
+    if len(failures) < len(paths):
+        _print_results(scale)
+    for message in failures.values():
+        print(f"\n{message}", file=sys.stderr)
+    return 1 if failures else 0
 
 
-def course_notebooks() -> list[Path]:
-    """The course's notebooks in order, L2 before L10."""
-    return sorted((project_root() / "notebooks").glob("L[0-9]*.ipynb"), key=_order)
+def default_jobs(scale: str) -> int:
+    """Return how many notebooks run side by side: one per core on CPUs, one on a GPU."""
+    return 1 if scale in POLICIES else max(1, min(os.cpu_count() or 1, MOST_JOBS))
 
 
-def run_notebook(path: Path, scale: str, seed: int, in_place: bool) -> None:
-    """Execute one notebook into `runs/<scale>/notebooks/`; raises NotebookFailed."""
-    original = _with_ids(nbformat.read(path, as_version=4))
-    output = runs_dir() / scale / "notebooks" / path.name
-    output.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with mock.patch.dict(os.environ, KERNEL_VARIABLES):
-            executed = papermill.execute_notebook(
-                without_exercises(original),
-                output,
-                parameters={"scale": scale, "seed": seed},
-                kernel_name="python3",  # jupyter_client starts it on this interpreter
-                language="python",
-                cwd=path.parent,
-                config=ENCRYPTED,
-            )
-    except PapermillExecutionError as error:
-        raise NotebookFailed(
-            f"{path.stem} failed in cell [{error.exec_count}]:\n{_indented(error.source)}\n"
-            f"{error.ename}: {error.evalue}\nThe whole traceback: {_shown(output)}"
-        ) from error
-    except DeadKernelError as error:
-        raise NotebookFailed(
-            f"{path.stem} failed: its Python process died, often for want of memory, in the cell\n"
-            f"{_indented(_last_source(output))}\nWhat it had done: {_shown(output)}"
-        ) from error
-    if in_place:
-        _write_back(path, original, executed)
+def run_notebooks(
+    paths: Sequence[Path],
+    scale: str,
+    seed: int = 0,
+    in_place: bool = False,
+    jobs: int | None = None,
+) -> dict[str, str]:
+    """Run notebooks side by side, each when those that it reads from have ended.
 
-
-def without_exercises(notebook: NotebookNode) -> NotebookNode:
-    """A copy without the cells tagged `exercise`."""
-    stripped = copy.deepcopy(notebook)
-    stripped.cells = [cell for cell in stripped.cells if EXERCISE not in _tags(cell)]
-    return stripped
-
-
-def normalise(notebook: NotebookNode) -> NotebookNode:
-    """A copy fit for committing: the same code and results always give the same file.
-
-    Timestamps, papermill's traces, stderr, progress bars and widgets go; machine paths become
-    relative; cells are counted 1..n. Cells tagged `exercise` keep no outputs.
+    Prints a line for each and records its `seconds`. A failed notebook stops no other: what a
+    later one misses, it trains itself. Returns the error messages by the failed notebooks'
+    names. Raises ValueError for less than one job.
     """
-    clean = _with_ids(copy.deepcopy(notebook))
-    clean.metadata.kernelspec = dict(KERNEL)
-    clean.metadata.language_info = {"name": "python"}
-    clean.cells = [cell for cell in clean.cells if "injected-parameters" not in _tags(cell)]
-    for node in [clean, *clean.cells]:
-        for key in RUN_METADATA:
-            node.metadata.pop(key, None)
-    count = 0
-    for cell in clean.cells:
-        if cell.cell_type != "code":
-            continue
-        ran = EXERCISE not in _tags(cell) and cell.execution_count is not None
-        count += ran
-        cell.execution_count = count if ran else None
-        cell.outputs = _clean_outputs(cell.outputs, count) if ran else []
-    return clean
+    jobs = default_jobs(scale) if jobs is None else jobs
+    if jobs < 1:
+        raise ValueError(f"jobs is {jobs}: at least one notebook must run at a time")
+    variables = KERNEL_VARIABLES | ({} if scale in POLICIES else ONE_THREAD)
+    waiting, running, failures = list(paths), dict[Future, Path](), dict[str, str]()
+    progress = Progress(len(paths))
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, spawn, _set_environment, (variables,)) as pool:
+        try:
+            while waiting or running:
+                for path in _ready(waiting, running.values())[: jobs - len(running)]:
+                    waiting.remove(path)
+                    progress.start(path.stem)
+                    running[pool.submit(_attempt, path, scale, seed, in_place)] = path
+                ended, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    name, message = running.pop(future).stem, future.result()
+                    seconds = progress.end(name, failed=bool(message))
+                    if message:
+                        failures[name] = message
+                    else:
+                        record_results(scale, name, {"seconds": round(seconds, 1)})
+                progress.show()
+        except BaseException:
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            raise
+    return failures
 
 
-def _write_back(path: Path, original: NotebookNode, executed: NotebookNode) -> None:
-    """Give the original's cells the outputs of the executed copy and write it, normalised."""
-    ran = {cell.id: cell for cell in executed.cells if cell.cell_type == "code"}
-    for cell in original.cells:
-        if cell.cell_type == "code":
-            cell.outputs = ran[cell.id].outputs if cell.id in ran else []
-            cell.execution_count = ran[cell.id].execution_count if cell.id in ran else None
-    text = nbformat.writes(normalise(original)) + "\n"
-    size = len(text.encode())
-    if size > LARGEST_NOTEBOOK:
-        raise NotebookFailed(
-            f"{path.stem} would be {size:,} bytes, more than {LARGEST_NOTEBOOK:,}, and was not "
-            f"written: show less, or smaller figures. The executed copy is in {_shown(runs_dir())}."
-        )
-    path.write_text(text, encoding="utf-8")
+def _set_environment(variables: dict[str, str]) -> None:
+    """Prepare a worker process, from which the kernels inherit."""
+    os.environ.update(variables)
 
 
-def _clean_outputs(outputs: list[NotebookNode], count: int) -> list[NotebookNode]:
-    """Those outputs of cell `count` that say something, without what changes from run to run."""
-    kept: list[NotebookNode] = []
-    for output in outputs:
-        data = output.get("data", {})
-        if output.get("name") == "stderr" or WIDGET in data:
-            continue
-        if "<progress" in data.get("text/html", ""):
-            data["text/html"] = PROGRESS_BAR.sub("", data["text/html"])
-            if not data["text/html"].strip():
-                continue
-        if "execution_count" in output:
-            output.execution_count = count
-        if kept and output.output_type == kept[-1].output_type == "stream":
-            kept[-1].text += output.text  # where a stream is cut into pieces is chance
-        else:
-            kept.append(output)
-    kept = [_with_a_palette(_stable(output)) for output in kept]
-    return [output for output in kept if output.output_type != "stream" or output.text.strip()]
+def _attempt(path: Path, scale: str, seed: int, in_place: bool) -> str:
+    """Run one notebook in a worker process; return the error message if it has failed."""
+    try:
+        run_notebook(path, scale, seed, in_place)
+    except NotebookFailed as failure:
+        return str(failure)
+    return ""
 
 
-def _with_a_palette(output: NotebookNode) -> NotebookNode:
-    """Give a figure 256 colours of its own: it looks the same, in a third of the bytes."""
-    if PNG in output.get("data", {}):
-        image = Image.open(io.BytesIO(base64.b64decode(output.data[PNG])))
-        if image.mode != "P":
-            small = io.BytesIO()
-            image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "PNG")
-            output.data[PNG] = base64.b64encode(small.getvalue()).decode()
-    return output
+class Progress:
+    """Prints a line for every notebook that has ended and, on a terminal, what is running."""
+
+    def __init__(self, count: int):
+        self.count, self.ended = count, 0
+        self.beginning = time.monotonic()
+        self.started: dict[str, float] = {}  # of the notebooks that are running
+        self.width = 0  # of the line that the next one overwrites
+
+    def start(self, name: str) -> None:
+        """A notebook begins."""
+        self.started[name] = time.monotonic()
+
+    def end(self, name: str, failed: bool) -> float:
+        """A notebook has ended: print its line and return its seconds."""
+        self.ended += 1
+        seconds = time.monotonic() - self.started.pop(name)
+        since = minutes(time.monotonic() - self.beginning)
+        took = f"failed after {minutes(seconds)}" if failed else minutes(seconds)
+        self._overwrite(f"[{self.ended}/{self.count}] {name}: {took}, {since} since the start\n")
+        return seconds
+
+    def show(self) -> None:
+        """Show on a terminal which notebooks are running, and for how long."""
+        if sys.stdout.isatty():
+            now = time.monotonic()
+            running = (f"{name} {minutes(now - start)}" for name, start in self.started.items())
+            self._overwrite("  ".join(running))
+
+    def _overwrite(self, line: str) -> None:
+        blank = f"\r{' ' * self.width}\r" if self.width else ""
+        print(blank + line, end="", flush=True)
+        self.width = 0 if line.endswith("\n") else len(line)
 
 
-def _stable(node: Any) -> Any:
-    """A tree of dicts and lists with the last state of every line and without machine paths."""
-    if isinstance(node, str):
-        return _without_machine_paths(_last_states(node))
-    if isinstance(node, list):
-        return [_stable(item) for item in node]
-    if isinstance(node, dict):
-        images = {key for key in node if key.startswith("image/")}
-        return NotebookNode({k: v if k in images else _stable(v) for k, v in node.items()})
-    return node
+def _ready(waiting: Collection[Path], running: Collection[Path]) -> list[Path]:
+    """Return the waiting notebooks that read nothing from a notebook that has not ended."""
+    unfinished = {_lesson(path) for path in (*waiting, *running)}
+    return [path for path in waiting if not _reads(path, unfinished)]
 
 
-def _last_states(text: str) -> str:
-    """What stays on a terminal of lines that were overwritten with carriage returns."""
-    lines = text.replace("\r\n", "\n").split("\n")
-    return "\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in lines)
+def _reads(path: Path, unfinished: set[str]) -> set[str]:
+    """Return those of the unfinished lessons that a notebook must wait for."""
+    if (lesson := _lesson(path)) in READS:
+        return unfinished & set(READS[lesson])
+    return {other for other in unfinished if order(other) < order(lesson)}
 
 
-def _without_machine_paths(text: str) -> str:
-    """Write the project's root as `.` and the home directory as `~`."""
-    for place, short in ((project_root(), "."), (Path.home(), "~")):
-        if place != Path(place.anchor):
-            text = re.sub(rf"(?<![\w.~-]){re.escape(str(place))}(?![\w-])", short, text)
-    return text
-
-
-def _with_ids(notebook: NotebookNode) -> NotebookNode:
-    """Name cells without an id after their place, instead of by chance as nbformat would."""
-    for place, cell in enumerate(notebook.cells):
-        cell.setdefault("id", f"cell-{place}")
-    notebook.nbformat_minor = max(notebook.nbformat_minor, 5)  # the first version that has ids
-    return notebook
-
-
-def _last_source(output: Path) -> str:
-    """The code of the last cell that was started, from papermill's copy."""
-    cells = nbformat.read(output, as_version=4).cells
-    return [cell.source for cell in cells if cell.metadata.papermill.get("start_time")][-1]
+def _lesson(path: Path) -> str:
+    """Return the first part of a notebook's name, such as L3."""
+    return path.stem.split("_")[0]
 
 
 def _print_results(scale: str) -> None:
-    """The table of all recorded numbers, and where to look further."""
+    """Print the table of all recorded numbers, and where to look further."""
     results = read_results(scale)
     width = max(len(name) for name in results)
     print(f"\n{'notebook':<{width}}  {'result':<24}{'value':>12}")
-    for notebook in sorted(results, key=_order):
+    for notebook in sorted(results, key=order):
         for name, value in results[notebook].items():
             print(f"{notebook:<{width}}  {name:<24}{value:>12.6g}")
-    folder = _shown(runs_dir() / scale)
-    python = _shown(Path(sys.executable))
+    folder = shown(runs_dir() / scale)
+    python = shown(Path(sys.executable))
     print(f"\nThese numbers:       {folder}/results.json")
     print(f"Executed notebooks:  {folder}/notebooks/")
     print(f"Training curves:     {python} -m tensorboard.main --logdir {folder}")
 
 
-def _order(notebook: str | Path) -> tuple[int, str]:
-    name = Path(notebook).stem
-    digits = re.match(r"L(\d+)", name)
-    return int(digits[1]) if digits else 0, name
-
-
-def _tags(cell: NotebookNode) -> list[str]:
-    return cell.metadata.get("tags", [])
-
-
-def _indented(source: str, lines: int = 12) -> str:
-    return "\n".join(f"    {line}" for line in source.splitlines()[:lines])
-
-
-def _minutes(seconds: float) -> str:
+def minutes(seconds: float) -> str:
+    """Format a time as minutes and seconds."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"
-
-
-def _shown(path: Path) -> str:
-    """`path` as short as it can be given from the current directory."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -57,6 +57,9 @@ def _add_course(commands: argparse._SubParsersAction) -> None:
     course.add_argument(
         "--in-place", action="store_true", help="also refresh the notebooks' outputs"
     )
+    course.add_argument(
+        "--jobs", type=int, help="notebooks side by side (default: one a core, on GPUs 1)"
+    )
     course.add_argument("notebooks", nargs="*", type=Path, help="only these (default: all)")
     course.set_defaults(command=_course)
 
@@ -64,7 +67,8 @@ def _add_course(commands: argparse._SubParsersAction) -> None:
 def _course(options: argparse.Namespace) -> int:
     from rlhf_helpers.commands.course import run_course
 
-    return run_course(options.scale, options.seed, options.notebooks or None, options.in_place)
+    notebooks = options.notebooks or None
+    return run_course(options.scale, options.seed, notebooks, options.in_place, options.jobs)
 
 
 def _add_data(commands: argparse._SubParsersAction) -> None:

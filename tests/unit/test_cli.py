@@ -227,8 +227,9 @@ def test_course_passes_its_settings_and_its_status_on(monkeypatch, status):
     calls = []
     monkeypatch.setattr(course, "run_course", lambda *given: calls.append(given) or status)
     assert main(["course"]) == status
-    assert main(["course", "--scale", "smoke", "--seed", "2", "--in-place", "a.ipynb"]) == status
-    assert calls == [("tiny", 0, None, False), ("smoke", 2, [Path("a.ipynb")], True)]
+    chosen = ["--scale", "smoke", "--seed", "2", "--in-place", "--jobs", "3", "a.ipynb"]
+    assert main(["course", *chosen]) == status
+    assert calls == [("tiny", 0, None, False, None), ("smoke", 2, [Path("a.ipynb")], True, 3)]
 
 
 # Bad input

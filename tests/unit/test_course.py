@@ -12,8 +12,10 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from rlhf_helpers.commands import course
-from rlhf_helpers.commands.course import course_notebooks, normalise, run_course, without_exercises
+from rlhf_helpers.commands import course, notebooks
+from rlhf_helpers.commands.course import run_course, run_notebooks
+from rlhf_helpers.commands.normalise import normalise
+from rlhf_helpers.commands.notebooks import course_notebooks, without_exercises
 from rlhf_helpers.runs import is_headless, project_root, read_results
 
 PARAMETERS = 'scale = "none"\nseed = 99'
@@ -158,7 +160,7 @@ def test_exercises_are_taken_out_of_a_copy():
 
 
 def test_notebooks_run_in_the_order_of_their_numbers(tmp_path, monkeypatch):
-    monkeypatch.setattr(course, "project_root", lambda: tmp_path)
+    monkeypatch.setattr(notebooks, "project_root", lambda: tmp_path)
     for name in ("L10_rest", "L2_explore_data", "L9_dpo", "scratch"):
         write(tmp_path / "notebooks" / f"{name}.ipynb")
     names = [path.stem for path in course_notebooks()]
@@ -166,7 +168,7 @@ def test_notebooks_run_in_the_order_of_their_numbers(tmp_path, monkeypatch):
 
 
 def test_a_project_without_notebooks_is_a_failure(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(course, "project_root", lambda: tmp_path)
+    monkeypatch.setattr(notebooks, "project_root", lambda: tmp_path)
     assert run_course("tiny") == 1
     assert "No notebooks" in capsys.readouterr().err
 
@@ -216,28 +218,52 @@ def test_a_notebook_runs_on_this_interpreter_and_is_refreshed_in_place(tmp_path,
     assert "[1/1] L1_small" in table and "results.json" in table and "--logdir" in table
 
 
-def test_the_first_failing_notebook_stops_the_course_with_its_name_and_cell(tmp_path, capsys):
-    cells = [code(PARAMETERS, tags=["parameters"]), code("steps = 0\n60 / steps")]
-    broken = write(tmp_path / "notebooks" / "L1_broken.ipynb", *cells)
-    later = write(tmp_path / "notebooks" / "L2_later.ipynb", *cells)
-    before = broken.read_bytes()
+def test_a_failed_notebook_is_named_with_its_cell_and_stops_no_other(tmp_path, capsys):
+    parameters = code(PARAMETERS, tags=["parameters"])
+    sources = {"L1_broken": "steps = 0\n60 / steps", "L2_dies": "import os; os._exit(1)"}
+    sources["L3_fine"] = "print(scale)"
+    folder = tmp_path / "notebooks"
+    paths = [write(folder / f"{n}.ipynb", parameters, code(s)) for n, s in sources.items()]
+    before = paths[0].read_bytes()
 
-    assert run_course("smoke", notebooks=[broken, later], in_place=True) == 1
+    assert run_course("smoke", notebooks=paths, in_place=True) == 1
 
-    message = capsys.readouterr().err
-    assert "L1_broken failed in cell [3]" in message
-    assert "60 / steps" in message and "ZeroDivisionError: division by zero" in message
+    captured = capsys.readouterr()
+    assert "L1_broken failed in cell [3]" in captured.err
+    assert "60 / steps" in captured.err and "ZeroDivisionError: division by zero" in captured.err
+    assert "L2_dies failed" in captured.err and "os._exit(1)" in captured.err
+    assert "L1_broken: failed after 0:" in captured.out
     assert (tmp_path / "runs/smoke/notebooks/L1_broken.ipynb").exists()
-    assert not (tmp_path / "runs/smoke/notebooks/L2_later.ipynb").exists()
-    assert broken.read_bytes() == before
-    assert read_results("smoke") == {}
+    assert paths[0].read_bytes() == before
+    assert list(read_results("smoke")) == ["L3_fine"]
 
 
-def test_a_kernel_that_dies_is_reported_with_its_cell(tmp_path, capsys):
-    cells = [code(PARAMETERS, tags=["parameters"]), code("import os\nos._exit(1)")]
-    assert run_course("smoke", notebooks=[write(tmp_path / "nb" / "L1_dies.ipynb", *cells)]) == 1
-    message = capsys.readouterr().err
-    assert "L1_dies failed" in message and "os._exit(1)" in message
+def test_notebooks_run_side_by_side_with_one_thread_but_after_those_that_they_read(
+    tmp_path, capsys
+):
+    meet = """
+import os, time
+assert os.environ["OMP_NUM_THREADS"] == "1"
+open(f"{name} is here", "x")
+while not os.path.exists(f"{other} is here"):
+    time.sleep(0.1)
+"""
+    sources = {
+        "L3_pipeline": f"name, other = 'L3', 'L6'\n{meet}",
+        "L6_sft": f"name, other = 'L6', 'L3'\n{meet}\ntime.sleep(1)\nopen('model', 'x')",
+        "L7_reward": "open('model')",
+        "L99_unknown": "open('model')",
+    }
+    parameters = code(PARAMETERS, tags=["parameters"])
+    paths = [write(tmp_path / f"{n}.ipynb", parameters, code(s)) for n, s in sources.items()]
+    assert run_notebooks(paths, "smoke", jobs=2) == {}
+    printed = capsys.readouterr().out.splitlines()
+    assert [line[:5] for line in printed] == [f"[{i}/4]" for i in (1, 2, 3, 4)]
+
+
+def test_at_least_one_notebook_runs_at_a_time():
+    with pytest.raises(ValueError, match="jobs is 0"):
+        run_notebooks([Path("L1_any.ipynb")], "smoke", jobs=0)
 
 
 def test_a_notebook_that_grew_too_large_is_not_written(tmp_path, capsys):

@@ -16,7 +16,7 @@ from scipy.special import expit
 
 from rlhf_helpers import checks, schemas
 from rlhf_helpers.checks.feedback import Feedback
-from rlhf_helpers.commands.course import course_notebooks
+from rlhf_helpers.commands.notebooks import course_notebooks
 from rlhf_helpers.pipelines import vertex_rlhf
 from rlhf_helpers.runs import project_root
 
