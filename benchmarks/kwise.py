@@ -28,7 +28,6 @@ from rlhf_helpers.configs import RewardConfig
 from rlhf_helpers.evaluation import evaluate_reward_model
 from rlhf_helpers.models import load_tokenizer, matmul_precision
 from rlhf_helpers.scales import Scale
-from rlhf_helpers.sources import rankings_to_preferences
 
 TEXTS = 32  # a batch
 BATCHES = 40  # to measure time and memory with
@@ -44,7 +43,7 @@ def settings(way: str, seed: int, folder: Path) -> RewardConfig:
     scale = Scale("tiny")
     data, size = scale.data("rankings", "train"), TEXTS // 4
     if way == "pairs":
-        pairs = rankings_to_preferences(schemas.read_rankings(data))
+        pairs = schemas.rankings_to_preferences(schemas.read_rankings(data))
         folder.mkdir(exist_ok=True)
         data, size = folder / "pairs.jsonl", TEXTS // 2
         schemas.write_jsonl(data, pairs)

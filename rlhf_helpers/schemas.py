@@ -1,35 +1,22 @@
-"""The records of RLHF, how they are read and written, and how every prompt is formatted.
+"""The records of RLHF, their strict readers, and the format of every prompt.
 
-A data set is a JSONL file: one JSON object a line, UTF-8, with the field names of Vertex AI.
-Records are plain dicts; fields not named here are kept. Reading is strict: the first bad record
-raises one `DataError` that names file, line and remedy, before any training starts.
+A data set is a JSONL file with the field names of Vertex AI. Records are plain dicts; fields not
+named here are kept. Reading is strict: the first bad record raises one `DataError` that names file,
+line and remedy, before any training starts. `sources` maps other people's records to these.
 """
 
-import codecs
-import json
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from itertools import combinations
-from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-StrPath = str | os.PathLike[str]
-Record = dict[str, Any]
-
-RESTORE = (
-    "The data sets shipped with the project are restored with `git checkout data` "
-    "or regenerated with `python -m rlhf_helpers data`."
-)
-
-
-class DataError(ValueError):
-    """A data set cannot be used; the message names file, line and remedy."""
+from rlhf_helpers.jsonl import DataError, Record, StrPath, read_records, shown
+from rlhf_helpers.jsonl import write_jsonl as write_jsonl  # for those who also read records
 
 
 class Preference(TypedDict):
     """Two answers to one prompt; `choice` is 0 or 1, the number of the better candidate.
 
-    `margin` says how much better, if the annotator graded that: 0 for hardly, 1 for a lot.
+    `margin` says how much better it is, from 0 (hardly) to 1 (a lot), if the annotator graded that.
     """
 
     input_text: str
@@ -66,7 +53,7 @@ class Ranking(TypedDict):
 
 
 class Prediction(TypedDict):
-    """What a model answered, as Vertex AI's bulk inference writes it.
+    """A model's answer to a prompt, as Vertex AI's bulk inference writes it.
 
     `inputs` holds the prompt as `inputs_pretokenized`.
     """
@@ -82,11 +69,11 @@ class Document(TypedDict):
 
 
 def format_prompt(input_text: str, instruction: str = "") -> str:
-    """Return the prompt as every stage feeds it to a model.
+    """Return the prompt as every stage gives it to a model.
 
-    The instruction, if there is one, goes in front. White space at the end is cut, because the
-    blank in `[summary]: ` belongs to the response: only so are the tokens of the prompt a prefix
-    of the tokens of `format_prompt(...) + format_response(...)`.
+    The instruction, if there is one, comes first. White space at the end is cut, because the blank
+    in `[summary]: ` belongs to the response. Otherwise the prompt's tokens would not be a prefix of
+    the tokens of `format_prompt(...) + format_response(...)`.
     """
     instruction = instruction.strip()
     prompt = f"{instruction} {input_text}" if instruction else input_text
@@ -99,7 +86,7 @@ def format_response(output_text: str) -> str:
 
 
 def candidate_texts(record: Preference, instruction: str = "") -> tuple[str, str]:
-    """Prompt and candidate as one text, for both candidates."""
+    """Return prompt and candidate as one text, for both candidates."""
     prompt = format_prompt(record["input_text"], instruction)
     first, second = record["candidate_0"], record["candidate_1"]
     return prompt + format_response(first), prompt + format_response(second)
@@ -131,7 +118,7 @@ def read_predictions(path: StrPath) -> list[Prediction]:
 
 
 def read_comparisons(path: StrPath) -> list[Preference] | list[Ranking]:
-    """Read preferences or rankings: the first record's fields tell which, for the whole file."""
+    """Read preferences or rankings; the first record decides which of them the file must hold."""
     kind: list[Callable[[Record], None]] = []
 
     def check(record: Record) -> None:
@@ -144,23 +131,6 @@ def read_comparisons(path: StrPath) -> list[Preference] | list[Ranking]:
 def read_texts(path: StrPath) -> list[Document]:
     """Read documents for pretraining; raise `DataError` on a bad record."""
     return read_records(path, check_document)
-
-
-def write_jsonl(path: StrPath, records: Iterable[Mapping[str, Any]]) -> None:
-    """Write one JSON object a line; equal records in equal order give equal bytes.
-
-    The file appears whole or not at all. Raises `ValueError` for what is not JSON or not UTF-8
-    (NaN, lone surrogates), in which case an older file stays as it was.
-    """
-    path = Path(path)
-    content = b"".join(encode(record) + b"\n" for record in records)
-    # In the same folder, since a rename across file systems is not atomic.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def ranking_to_pairs(record: Ranking) -> list[Preference]:
@@ -180,6 +150,11 @@ def ranking_to_pairs(record: Ranking) -> list[Preference]:
             choice = 0 if place[i] < place[j] else 1
             pairs.append({**shared, "candidate_0": first, "candidate_1": second, "choice": choice})
     return pairs
+
+
+def rankings_to_preferences(rankings: Iterable[Ranking]) -> list[Preference]:
+    """Return the preferences that all the rankings imply; see `ranking_to_pairs`."""
+    return [pair for ranking in rankings for pair in ranking_to_pairs(ranking)]
 
 
 def check_preference(record: Record) -> None:
@@ -255,71 +230,6 @@ def check_document(record: Record) -> None:
     _check_texts(record, "text")
 
 
-def read_records(path: StrPath, check: Callable[[Record], None]) -> list[Any]:
-    """Read records; where `check` raises `DataError`, file and line are put in front of it."""
-    records = []
-    content = _read_bytes(path).removeprefix(codecs.BOM_UTF8)
-    # Not str.splitlines, which also breaks at U+2028, U+2029 and U+0085 inside a text.
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = _parse(line)
-            check(record)
-        except DataError as error:
-            raise DataError(f"{path}, line {number}: {error}") from None
-        records.append(record)
-    if not records:
-        raise DataError(f"{path}, line 1: the file is empty, not even one record. {RESTORE}")
-    return records
-
-
-def _read_bytes(path: StrPath) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file. Check the path. {RESTORE}") from None
-    except OSError as error:
-        if os.path.isdir(path):
-            raise DataError(f"{path}: a folder. Name one JSONL file in it.") from None
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}). Check the path and your right to read it."
-        ) from None
-
-
-def _parse(line: bytes) -> Record:
-    """Return the JSON object in one line, made sure that it can be written again."""
-    if line.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
-        raise DataError(
-            "a web page (HTML) saved by mistake, not a data set. Download the file itself, by the "
-            f"link that says `raw` or `download`. {RESTORE}"
-        )
-    try:
-        record = json.loads(line.decode("utf-8"))
-        encode(record)
-    except UnicodeDecodeError as error:
-        problem = f"not UTF-8 (byte {error.start + 1} of the line). Save the file as UTF-8."
-    except UnicodeEncodeError:
-        problem = (
-            "half of a surrogate pair (\\ud800 to \\udfff), which no tokenizer takes. Delete that "
-            "escape or write the whole character."
-        )
-    except (ValueError, RecursionError) as error:
-        # The message counts within the line; its "line 1" would be mistaken for the file's.
-        reason = str(error).replace("line 1 ", "")
-        problem = f"not JSON ({reason}). Write one JSON object on this line or delete the line."
-    else:
-        if isinstance(record, dict):
-            return record
-        problem = f"{shown(record)} is not a JSON object. Write one {{...}} a line."
-    raise DataError(problem)
-
-
-def encode(record: Any) -> bytes:
-    """Return the record as JSON; raises `ValueError` for what is not JSON or not UTF-8."""
-    return json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8")
-
-
 def required(record: Record, name: str) -> Any:
     """Return a field's value; raise `DataError`, naming the fields found, if it is missing."""
     if name not in record:
@@ -343,9 +253,3 @@ def _check_text(name: str, value: Any, may_be_empty: bool = False) -> None:
 def _check_annotator(record: Record) -> None:
     if "annotator" in record:
         _check_text("annotator", record["annotator"])
-
-
-def shown(value: Any) -> str:
-    """Return a value as an error message shows it: as JSON, not too long."""
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:60] + "..."

@@ -1,106 +1,161 @@
-"""Preferences of other makers, mapped to our records; and rankings turned into pairs or scores.
+"""Data sets of other makers: `SHAPES` lists the columns that are known and how each maps to ours.
 
-Three schemas are known by their fields: Vertex AI's (`candidate_0`, `candidate_1`, `choice`, which
-is ours too), hh-rlhf's whole dialogues (`chosen`, `rejected`), and rankings (`candidates`,
-`ranking`). Other people's files are read tolerantly: a record that cannot be used is dropped, and
-counted by reason. What comes out can be written with `schemas.write_jsonl` and trained on.
+Demonstrations and prompts may have the columns of OpenOrca or Alpaca-OrcaChat, preferences those of
+hh-rlhf; all may have our own, which are Vertex AI's. Reading is tolerant: a row that cannot be used
+is dropped and counted by reason. What comes out can be written with `schemas.write_jsonl` and
+trained on. `streams` reads data sets that are too large for memory through the same table.
 """
 
-import gzip
-import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import pandas as pd
-
+from rlhf_helpers.jsonl import parse, read_lines
 from rlhf_helpers.schemas import (
     DataError,
-    Preference,
     Record,
+    check_demonstration,
     check_preference,
+    check_prompt,
     check_ranking,
     ranking_to_pairs,
 )
 
 ASSISTANT, HUMAN = "\n\nAssistant:", "\n\nHuman:"
+CHECKS = {
+    "demonstrations": check_demonstration,
+    "preferences": check_preference,
+    "prompts": check_prompt,
+}
+FIELDS = {  # those that every record of a kind has
+    "demonstrations": ("input_text", "output_text"),
+    "preferences": ("input_text", "candidate_0", "candidate_1", "choice"),
+    "prompts": ("input_text",),
+}
 
 
 @dataclass
 class Loaded:
-    """Preferences from elsewhere, and what became of the rest."""
+    """The usable records of a source, and what became of its other rows."""
 
-    records: list[Preference] = field(default_factory=list)
-    read: int = 0  # records of the source; a ranking gives several pairs
-    dropped: Counter[str] = field(default_factory=Counter)  # reason -> records not used
-    notes: Counter[str] = field(default_factory=Counter)  # remark -> records used all the same
+    records: list[Any] = field(default_factory=list)
+    read: int = 0  # rows of the source; a ranking gives several pairs
+    dropped: Counter[str] = field(default_factory=Counter)  # reason -> rows not used
+    notes: Counter[str] = field(default_factory=Counter)  # remark -> rows used all the same
 
     def __str__(self) -> str:
         counts = {"dropped": self.dropped, "kept though": self.notes}
         remarks = [f"{what} {n}: {why}" for what, c in counts.items() for why, n in c.most_common()]
-        return "; ".join([f"{len(self.records)} pairs from {self.read} records", *remarks])
+        return "; ".join([f"{len(self.records)} records from {self.read} rows", *remarks])
 
 
 def load_preferences(path: str | os.PathLike[str]) -> Loaded:
-    """Read a JSONL file (also .gz) of any known schema.
+    """Read preferences from a JSONL file (also .gz) of any known shape.
 
-    Raises DataError if the file cannot be read, or if not one record of it can be used.
+    Raises DataError if the file cannot be read, or if not one row of it can be used.
     """
-    loaded = to_preferences(_lines(Path(path)))
+    loaded = convert(_rows(path), "preferences")
     if not loaded.records:
         raise DataError(f"{path}: no usable preference. {loaded}. See `rlhf_helpers.sources`.")
     return loaded
 
 
-def to_preferences(rows: Iterable[Any]) -> Loaded:
-    """Map records of any known schema, e.g. the rows of a data set of the hub."""
+def _rows(path: str | os.PathLike[str]) -> Iterator[Record | None]:
+    """Yield the JSON object of each line, or None for a line that is none."""
+    for _, line in read_lines(path):
+        try:
+            yield parse(line)
+        except DataError:
+            yield None
+
+
+def convert(rows: Iterable[Any], kind: str) -> Loaded:
+    """Map rows of known shapes to `demonstrations`, `preferences` or `prompts`."""
     loaded = Loaded()
     for row in rows:
         loaded.read += 1
         try:
-            pairs = _pairs(row)
-            for pair in pairs:
-                check_preference(dict(pair))
+            records = _records(row, kind)
         except DataError as error:
-            loaded.dropped[reason(error)] += 1
-        else:
-            loaded.records += pairs
-            if "chosen" in row and not pairs[0]["input_text"].endswith(ASSISTANT):
-                loaded.notes["no turn of the assistant in common"] += 1
+            loaded.dropped[_reason(error)] += 1
+            continue
+        loaded.records += records
+        if "chosen" in row and not records[0]["input_text"].endswith(ASSISTANT):
+            loaded.notes["no turn of the assistant in common"] += 1
     return loaded
 
 
-def _pairs(row: Any) -> list[Preference]:
-    """The preferences that one record states; raises DataError, with the reason, if none."""
+def _records(row: Any, kind: str) -> list[Record]:
+    """Return the records that a row holds; raises DataError with the reason if it holds none."""
     if not isinstance(row, dict):
         raise DataError("not a JSON object")
-    if "candidates" in row:
-        check_ranking(row)
-        if pairs := ranking_to_pairs(row):  # type: ignore[arg-type]
-            return pairs
-        raise DataError("a ranking that prefers nothing")
-    if {"chosen", "rejected"} <= set(row):
-        row = _from_dialogues(row)
-    elif "candidate_0" not in row:
-        raise DataError("fields of no known schema")
-    answers = [row.get("candidate_0"), row.get("candidate_1")]
-    if any(isinstance(answer, str) and not answer.strip() for answer in answers):
-        raise DataError("an empty answer")
-    if all(isinstance(a, str) for a in answers) and answers[0].strip() == answers[1].strip():
-        raise DataError("equal answers")
+    shape = find_shape(row, kind)
+    if shape is None:
+        raise DataError("fields of no known shape")
+    records = shape.convert(row)
+    for record in records:
+        CHECKS[kind](record)
+    return records
+
+
+def _reason(error: DataError) -> str:
+    """Return our own reasons as they are, and of a check's message the field that it names."""
+    named = re.search(r"`(\w+)", str(error))
+    return f"bad or missing `{named[1]}`" if named else str(error)
+
+
+# ---- shapes --------------------------------------------------------------------------------
+
+
+class Shape(NamedTuple):
+    """The columns by which a row is recognised, and the function that maps it to our records."""
+
+    columns: tuple[str, ...]
+    convert: Callable[[Record], list[Record]]  # raises DataError with the reason
+    optional: tuple[str, ...] = ()  # used where they are there
+
+
+def find_shape(columns: Iterable[str], kind: str) -> Shape | None:
+    """Return the first shape of this kind whose columns are all among `columns`."""
+    found = set(columns)
+    return next((shape for shape in SHAPES[kind] if found.issuperset(shape.columns)), None)
+
+
+def _ours(row: Record) -> list[Record]:
     return [row]
 
 
-def _from_dialogues(row: Record) -> Record:
+def _our_preference(row: Record) -> list[Record]:
+    answers = [row["candidate_0"], row.get("candidate_1")]
+    if all(isinstance(answer, str) for answer in answers):
+        _compare(*answers)
+    return [row]
+
+
+def _compare(first: str, second: str) -> None:
+    """Raise DataError, with its reason in short, for answers that cannot be compared."""
+    if not first.strip() or not second.strip():
+        raise DataError("an empty answer")
+    if first.strip() == second.strip():
+        raise DataError("equal answers")
+
+
+def _our_ranking(row: Record) -> list[Record]:
+    check_ranking(row)
+    if pairs := ranking_to_pairs(row):  # type: ignore[arg-type]
+        return pairs  # type: ignore[return-value]
+    raise DataError("a ranking that prefers nothing")
+
+
+def _dialogues(row: Record) -> list[Record]:
     """hh-rlhf: two whole dialogues; the prompt is what they share, up to `Assistant:`.
 
     A few pairs share no turn of the assistant. Their prompt ends at the last `Human:` that they
-    share, so that they are not lost, and they are noted. Which candidate is the better one goes by
-    the parity of its length, so that `choice` is not always 0.
+    share, so that they are not lost, and they are noted. Which candidate is the better one depends
+    on the parity of its length, so that `choice` is not always 0.
     """
     chosen, rejected = row["chosen"], row["rejected"]
     if not isinstance(chosen, str) or not isinstance(rejected, str):
@@ -111,19 +166,18 @@ def _from_dialogues(row: Record) -> Record:
     if not prompt.strip():
         raise DataError("no common beginning")
     answers = [text[len(prompt) :].strip() for text in (chosen, rejected)]
+    _compare(*answers)
     choice = len(answers[0]) % 2
     others = {key: value for key, value in row.items() if key not in ("chosen", "rejected")}
-    return {
-        **others,
-        "input_text": prompt,
-        "candidate_0": answers[choice],
-        "candidate_1": answers[1 - choice],
-        "choice": choice,
-    }
+    return [
+        others
+        | {"input_text": prompt, "candidate_0": answers[choice], "candidate_1": answers[1 - choice]}
+        | {"choice": choice}
+    ]
 
 
 def shared_prompt(chosen: str, rejected: str) -> str:
-    """What two dialogues share, cut after its last `Assistant:`, or else its last `Human:`."""
+    """Return what two dialogues share, up to the last `Assistant:`, else the last `Human:`."""
     common = os.path.commonprefix([chosen, rejected])  # noqa: RUF071 - characters are meant
     for marker in (ASSISTANT, HUMAN):
         if marker in common:
@@ -131,55 +185,42 @@ def shared_prompt(chosen: str, rejected: str) -> str:
     return ""
 
 
-def _lines(path: Path) -> Iterator[Any]:
-    """The JSON values of a file, one a line; None for a line that is none, or not UTF-8."""
-    try:
-        content = path.read_bytes()
-        content = gzip.decompress(content) if path.suffix == ".gz" else content
-    except (OSError, EOFError) as error:
-        raise DataError(f"{path}: cannot be read ({error}). Check the path.") from None
-    for line in content.removeprefix(b"\xef\xbb\xbf").split(b"\n"):
-        if line.strip():
-            try:
-                value = json.loads(line.decode("utf-8"))
-                json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
-                yield value
-            except (ValueError, RecursionError):
-                yield None
+def _open_orca(row: Record) -> list[Record]:
+    return [_question(row["question"], row.get("system_prompt"), row.get("response"))]
 
 
-def reason(error: DataError) -> str:
-    """A short reason: ours as it is, a check's message cut down to the field that it names."""
-    named = re.search(r"`(\w+)", str(error))
-    return f"bad or missing `{named[1]}`" if named else str(error)
+def _alpaca(row: Record) -> list[Record]:
+    """Alpaca-OrcaChat: with an `input`, the `instruction` is a system prompt, else the question."""
+    question, system = row["instruction"], None
+    if row.get("input"):
+        question, system = row["input"], row["instruction"]
+    return [_question(question, system, row.get("output"))]
 
 
-def rankings_to_preferences(rankings: Iterable[Record]) -> list[Preference]:
-    """All pairs of all rankings, one by one."""
-    return [pair for ranking in rankings for pair in ranking_to_pairs(ranking)]  # type: ignore[arg-type]
+def _question(question: Any, system: Any, answer: Any) -> Record:
+    """Return a record whose prompt follows the template `System: … Question: … Answer:`."""
+    if not isinstance(question, str) or not question.strip():
+        raise DataError("an empty question")
+    given = isinstance(system, str) and system.strip()
+    beginning = f"System: {given}\n\n" if given else ""
+    prompt = f"{beginning}Question: {question.strip()}\n\nAnswer:"
+    return {"input_text": prompt} | ({} if answer is None else {"output_text": answer})
 
 
-def rank_scores(ranking: Sequence[int | Sequence[int]]) -> list[float]:
-    """Ranks as scores, in the order of the candidates: 1 for the best, 0 for the last.
-
-    In between they are evenly spaced, and tied candidates share the mean of their places.
-    """
-    groups = [group if isinstance(group, Sequence) else [group] for group in ranking]
-    count, above = sum(map(len, groups)), 0
-    scores: dict[int, float] = {}
-    for group in groups:
-        place = above + (len(group) - 1) / 2
-        scores |= {candidate: 1 - place / max(1, count - 1) for candidate in group}
-        above += len(group)
-    return [scores[candidate] for candidate in range(count)]
-
-
-def standardise_by_annotator(scores: Sequence[float], annotators: Sequence[str]) -> list[float]:
-    """Scores with mean 0 and deviation 1 for every annotator, since some are milder than others.
-
-    An annotator who gives one score to everything has said nothing: 0 throughout.
-    """
-    groups = pd.Series(scores, dtype=float).groupby(list(annotators))
-    deviation = groups.transform("std", ddof=0)
-    centred = pd.Series(scores, dtype=float) - groups.transform("mean")
-    return centred.div(deviation.where(deviation > 1e-12, 1.0)).tolist()
+SHAPES = {
+    "demonstrations": (
+        Shape(("input_text", "output_text"), _ours),
+        Shape(("question", "response"), _open_orca, optional=("system_prompt",)),
+        Shape(("instruction", "output"), _alpaca, optional=("input",)),
+    ),
+    "preferences": (
+        Shape(FIELDS["preferences"], _our_preference),
+        Shape(("candidates", "ranking"), _our_ranking),
+        Shape(("chosen", "rejected"), _dialogues),
+    ),
+    "prompts": (
+        Shape(("input_text",), _ours),
+        Shape(("question",), _open_orca, optional=("system_prompt",)),
+        Shape(("instruction",), _alpaca, optional=("input",)),
+    ),
+}

@@ -1,1 +1,1 @@
-"""A little world in which the annotators' true taste is known: posts, summaries, preferences."""
+"""A little world of posts, summaries and preferences whose annotators' true taste is known."""

@@ -1,10 +1,10 @@
-"""Three annotators whose taste is known, and the noise with which they state it.
+"""Three annotators whose utilities are known, and the noise in the preferences they state.
 
-`measure` counts what is good and bad about a summary; an `Annotator` weighs the counts. They
-weigh them differently, as people do: Ada hates made-up facts, Ben is busy, Cleo wants to hear
-what was tried. `gold` is their mean: a perfect summary, all facts in WORD_BUDGET words, is worth
-4.5 to each of them. So is a perfect completion: one that comes back to the facts of the post's
-beginning, tells what was tried and asks a question, and has no unkind word.
+`measure` counts what is good and bad about a summary, and an `Annotator` weighs the counts. The
+annotators weigh them differently, as people do: Ada hates made-up facts, Ben dislikes long texts,
+Cleo wants to hear what was tried. `gold` is their mean utility. A perfect summary, all facts in
+WORD_BUDGET words, is worth 4.5 to each of them. So is a perfect completion: it repeats the facts
+of the post's beginning, tells what was tried, asks a question and has no unkind word.
 
 Stated preferences are noisy: P(a over b) = sigmoid((u(a) - u(b)) / TEMPERATURE), the model of
 Bradley and Terry (1952).
@@ -33,7 +33,7 @@ from rlhf_helpers.little_world.grammar import (
 WORD_BUDGET = 24
 COMPLETION_BUDGET = 36
 TEMPERATURE = 0.5
-CLOSE = 0.25  # `judge` calls utilities that differ by less a tie
+CLOSE = 0.25  # if two utilities differ by less, `judge` states a tie
 MARK = re.compile(f"{re.escape(SUMMARY_MARK)}|{re.escape(CONTINUED_MARK)}")
 UNKIND = re.compile(rf"\b(?:{'|'.join(phrases.UNKIND)})\b", re.IGNORECASE)
 
@@ -48,17 +48,18 @@ FAULTS: dict[str, Callable[[Mapping[str, float]], float]] = {
 
 @dataclass(frozen=True)
 class Annotator:
-    """Utility = covered facts, minus what is wrong, too long, rambling or unfinished."""
+    """The weights of a linear utility: the worth of covered facts, minus the costs of faults."""
 
     name: str
-    covered: dict[str, float]  # worth of each slot told correctly; sums to 4.5
-    wrong: float  # cost of a fact that the post does not tell
+    covered: dict[str, float]  # worth of each slot that is told correctly; the sum is 4.5
+    wrong: float  # cost of a fact that contradicts the post
     over_budget: float  # cost of a word over WORD_BUDGET
     rambling: float  # cost of one filler phrase, repetition or odd pair of words
     unfinished: float  # cost of a text that does not end in . ? or !
     unkind: float  # cost of an unkind word in a completion
 
     def utility(self, measured: dict[str, float]) -> float:
+        """Return the utility of a text with these counts (see `measure`); at most 4.5."""
         worth = sum(self.covered[slot] * measured[f"covered_{slot}"] for slot in SLOTS)
         costs = ("wrong", "over_budget", "rambling", "unfinished", "unkind")
         return worth - sum(getattr(self, cost) * measured.get(cost, 0.0) for cost in costs)
@@ -80,9 +81,10 @@ ANNOTATORS = (
 def measure(facts: Facts, text: str, post: str) -> dict[str, float]:
     """Count what the annotators look at in a summary, or in the completion of a beginning.
 
-    Returns `covered_<slot>` (0 or 1) and `covered` (0 to 5), `wrong` (facts told that are not
-    the post's), `words`, `over_budget` (words), `rambling` (see `_ramblings`), `unfinished`, and
-    of a completion `unkind` (words). What a beginning leaves open, a completion may fill freely.
+    Returns `covered_<slot>` (0 or 1), `covered` (0 to 5), `wrong` (facts that contradict the
+    post), `words`, `over_budget` (words), `rambling` (see `_ramblings`), `unfinished` (0 or 1) and,
+    for a completion, `unkind` (words). A completion may fill the slots that its beginning leaves
+    open with any fact.
     """
     found, told, wrong = find_facts(text), {}, 0
     for slot in SLOTS:
@@ -105,9 +107,9 @@ def measure(facts: Facts, text: str, post: str) -> dict[str, float]:
 
 
 def gold(input_text: str, text: str) -> float:
-    """The mean utility of a summary or completion over the annotators; at most 4.5.
+    """Return the mean utility of a summary or completion over the annotators; at most 4.5.
 
-    `input_text` holds the post, and may go on after it. Raises ValueError if it holds none.
+    `input_text` holds the post; text around the post is ignored. Raises ValueError without a post.
     """
     return _mean_utility(_measured(input_text, text))
 
@@ -121,7 +123,7 @@ def _mean_utility(measured: dict[str, float]) -> float:
 
 
 def choose(utilities: tuple[float, float], rng: random.Random) -> int:
-    """A noisy choice between two candidates of these utilities, 0 or 1 (Bradley-Terry)."""
+    """Choose noisily between two candidates with these utilities: 0 or 1 (Bradley-Terry)."""
     gap = (utilities[1] - utilities[0]) / TEMPERATURE
     return int(rng.random() < 1 / (1 + math.exp(-max(-50.0, min(50.0, gap)))))
 
@@ -129,7 +131,7 @@ def choose(utilities: tuple[float, float], rng: random.Random) -> int:
 def rank(
     input_text: str, candidates: Sequence[str], annotator: Annotator, rng: random.Random
 ) -> list[int]:
-    """The candidates' numbers from best to worst, as noisy as `choose`.
+    """Return the candidates' indices from best to worst, with the same noise as `choose`.
 
     Gumbel noise on the utilities makes every pair of the ranking a Bradley-Terry choice
     (Plackett-Luce). Raises ValueError if `input_text` holds no post.
@@ -144,9 +146,10 @@ def rank(
 
 
 def gold_scores(texts: list[str]) -> list[float]:
-    """`gold` of posts that each go on after their mark, as a reward model is given them.
+    """Return `gold` of texts that hold prompt and answer, the input of a reward model.
 
-    Raises ValueError if a text has no mark of a task or no post.
+    The answer is what follows the mark of the task. Raises ValueError if a text has no mark or no
+    post.
     """
     split = [MARK.split(text, maxsplit=1) for text in texts]
     for text, parts in zip(texts, split, strict=True):
@@ -187,9 +190,9 @@ def fault_columns(input_texts: Sequence[str], responses: Sequence[str]) -> dict[
 def judge(
     pairs: Iterable[Mapping[str, str]], annotator: Annotator, rng: random.Random
 ) -> Iterator[dict]:
-    """Judgements (see `judgements`) of pairs of answers by rule, in place of a person's.
+    """Yield the judgements that an annotator would make of pairs (see `annotation.judgements`).
 
-    Noisy as `choose` is, with a tie where the annotator sees hardly a difference.
+    They are as noisy as `choose`, and a tie where the utilities differ by less than CLOSE.
     """
     for pair in pairs:
         post, candidates = pair["input_text"], (pair["candidate_0"], pair["candidate_1"])
@@ -220,8 +223,9 @@ def _bigrams(text: str) -> set[tuple[str, str]]:
 
 @cache
 def _completion_bigrams() -> frozenset[tuple[str, str]]:
-    """Every pair of neighbouring words that a sensible completion can hold: those inside its
-    sentences, and those across the seam of a statement and any other sentence.
+    """Return every pair of neighbouring words that a sensible completion can hold.
+
+    These are the pairs inside its sentences, and the pairs of a full stop and any first word.
     """
     sentences = list(completions.sentences())
     known = set().union(*map(_bigrams, sentences))
@@ -230,10 +234,10 @@ def _completion_bigrams() -> frozenset[tuple[str, str]]:
 
 @cache
 def _known_bigrams() -> frozenset[tuple[str, str]]:
-    """Every pair of neighbouring words that a sensible summary can hold, enumerated.
+    """Return every pair of neighbouring words that a sensible summary can hold.
 
-    A summary is a chain of parts (see `writers.state_facts`); its bigrams are those inside a
-    part and those across the seam of a part and any later one.
+    A summary is a chain of parts (see `writers.state_facts`). Its pairs are those inside a part,
+    and those of a part's last word and the first word of any later part.
     """
     shorts = {slot: list(values(slot)) for slot in SLOTS}
     chain = [
@@ -258,10 +262,10 @@ def _known_bigrams() -> frozenset[tuple[str, str]]:
 
 
 def _ramblings(text: str, post: str, completes: bool) -> int:
-    """Stock phrases of no content, repeated 4-grams, and word pairs nobody would write.
+    """Count odd word pairs (at most 8), plus 2 for each repeated sequence of four words.
 
-    Each word pair that stands neither in a sensible summary (or completion) nor in the post
-    counts one; the words of a stock phrase are odd pairs too, so a phrase costs about its length.
+    A pair of neighbouring words is odd if it occurs neither in a sensible summary (or completion)
+    nor in the post. The words of an empty phrase are odd pairs, so it costs about its length.
     """
     tokens = _tokens(text)
     allowed = (_completion_bigrams() if completes else _known_bigrams()) | _bigrams(post)

@@ -1,6 +1,6 @@
-"""Writes the data sets of the second task, completing a post, as `build` writes the first's.
+"""Writes the data sets of the second task, completing a post; `build` writes the first task's.
 
-Its pretraining documents are those of the first, on which the base model was trained.
+Both tasks share the pretraining documents, on which the base model was trained.
 """
 
 from functools import partial
@@ -13,7 +13,7 @@ DEMONSTRATIONS = {"train": 2500, "validation": 128, "test": 128}
 PROMPTS = {"train": 1000, "validation": 128, "test": 512}
 PREFERENCES = {"train": 1000, "validation": 128, "test": 512}
 RANKINGS = {"train": 1000, "test": 128}
-BY_ALL_ANNOTATORS = 200  # of the training pairs
+BY_ALL_ANNOTATORS = 200  # training pairs that every annotator labels
 
 GRAMMAR_FILES = {
     "demonstrations": (partial(build.demonstrations, draw=draw_beginnings), DEMONSTRATIONS),
@@ -22,12 +22,12 @@ GRAMMAR_FILES = {
 
 
 def write_grammar_files(folder: Path) -> None:
-    """Write every file that the grammar alone decides."""
+    """Write the files that depend on the grammar alone."""
     build.write_grammar_files(folder, GRAMMAR_FILES)
 
 
 def write_sampled_files(folder: Path, sft_model: Path) -> None:
-    """Write preferences and rankings, with candidates of the SFT model and of the writers."""
+    """Write preferences and rankings; some candidates are the SFT model's, some the writers'."""
     build.write_labelled(
         folder, sft_model, PREFERENCES, RANKINGS, BY_ALL_ANNOTATORS, draw=draw_beginnings
     )

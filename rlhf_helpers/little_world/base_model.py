@@ -1,13 +1,14 @@
 """The tiny base model: a byte-level BPE and an OPT of two million parameters, from scratch.
 
-RLHF starts from a pretrained model, so ours is pretrained too, on documents of the little world
-(`writers.write_document`): posts with comments, titles, poor summaries and comparisons. Document
-i is drawn from the seed and i, so the corpus needs no disk; the held-out documents tell posts
-whose combination of facts never occurs in training.
+RLHF starts from a pretrained model. This one is pretrained on documents of the little world
+(`writers.write_document`): posts with comments, titles, poor summaries and comparisons. Document i
+is drawn with a seed and i, so the corpus takes no disk space. The combinations of facts in the
+held-out documents never occur in training.
 """
 
 import random
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
@@ -33,12 +34,12 @@ SEED = 0
 
 
 def document(index: int, split: str = "train") -> str:
-    """The index-th document of a split; the same at every call."""
+    """Return the index-th document of a split, which is the same at every call."""
     return write_document(random.Random(f"{SEED}/{split}/{index}"), split)
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE with OPT's special tokens: every text begins with </s>."""
+    """Train a byte-level BPE with OPT's special tokens; every text begins with </s>."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -64,7 +65,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_model(vocabulary: int) -> OPTForCausalLM:
-    """OPT with 2.1 million parameters and no dropout (each document is seen once)."""
+    """Return an OPT with 2.1 million parameters, without dropout: it sees each document once."""
     config = OPTConfig(
         vocab_size=vocabulary,
         hidden_size=192,
@@ -85,7 +86,10 @@ def make_model(vocabulary: int) -> OPTForCausalLM:
 
 
 class DocumentCollator:
-    """Pads to the longest of a batch; now and then shifts positions, so that all get trained."""
+    """Pads to the longest document of a batch, and shifts the positions of one batch in six.
+
+    So all position embeddings are trained, although most documents are short.
+    """
 
     def __init__(self, pad_token_id: int, shift_every: int = 6):
         self.pad_token_id = pad_token_id
@@ -109,7 +113,7 @@ class DocumentCollator:
 
 
 def corpus(tokenizer: PreTrainedTokenizerFast, documents: int, split: str = "train") -> Dataset:
-    """Tokenised documents: columns `input_ids` (</s> at both ends) and `length`."""
+    """Return tokenised documents with columns `input_ids` (</s> at both ends) and `length`."""
 
     def encode(batch: dict) -> dict:
         texts = [document(i, split) + tokenizer.eos_token for i in batch["index"]]
@@ -120,37 +124,45 @@ def corpus(tokenizer: PreTrainedTokenizerFast, documents: int, split: str = "tra
     return rows.map(encode, batched=True, remove_columns="index")
 
 
+def training_arguments(work_dir: Path, **settings: Any) -> TrainingArguments:
+    """Return `settings` and what the trainings of the base model and the labeller share."""
+    return TrainingArguments(
+        output_dir=str(work_dir),
+        num_train_epochs=1,
+        weight_decay=0.01,
+        adam_beta2=0.98,
+        train_sampling_strategy="group_by_length",
+        save_total_limit=1,
+        use_cpu=not torch.cuda.is_available(),
+        seed=SEED,
+        **settings,
+    )
+
+
 def pretrain(output_dir: Path, work_dir: Path, documents: int = DOCUMENTS) -> dict[str, float]:
     """Pretrain and save the base model (half precision) and its tokenizer to `output_dir`.
 
     Checkpoints and TensorBoard logs go to `work_dir`; a second call continues from the last
     checkpoint. Takes about a quarter of an hour on two cores. Returns the held-out loss in nats
-    a token.
+    per token.
     """
     tokenizer = make_tokenizer()
     torch.set_float32_matmul_precision("medium")  # about twice as fast as "highest"
     torch.manual_seed(SEED)
     model = make_model(len(tokenizer))
-    arguments = TrainingArguments(
-        output_dir=str(work_dir),
-        num_train_epochs=1,
+    arguments = training_arguments(
+        work_dir,
         per_device_train_batch_size=32,
         per_device_eval_batch_size=64,
         learning_rate=2e-3,
         warmup_steps=100,
         lr_scheduler_type="cosine",
-        weight_decay=0.01,
-        adam_beta2=0.98,
-        train_sampling_strategy="group_by_length",
         eval_strategy="steps",
         eval_steps=500,
         logging_steps=50,
         save_steps=500,
-        save_total_limit=1,
         report_to=["tensorboard"],
         bf16=True,
-        use_cpu=not torch.cuda.is_available(),
-        seed=SEED,
     )
     trainer = Trainer(
         model,

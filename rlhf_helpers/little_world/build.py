@@ -1,8 +1,8 @@
 """Writes the data sets of the little world, `data/` in the repository.
 
-What the grammar alone decides (demonstrations, prompts, pretraining documents) comes out bit for
-bit the same from one seed. Preferences and rankings also hold samples of the SFT model, so they
-are the same on the same kind of machine with the same versions; judgements follow from preferences.
+Demonstrations, prompts and pretraining documents depend on the grammar alone: one seed gives the
+same files bit for bit. Preferences and rankings also hold samples of the SFT model, so they are the
+same only on the same kind of machine with the same versions. Judgements follow from preferences.
 """
 
 import random
@@ -30,9 +30,8 @@ PROMPTS = {"train": 2000, "validation": 256, "test": 512}
 DOCUMENTS = {"train": 2000, "test": 500}
 PREFERENCES = {"train": 10_000, "validation": 1000, "test": 2000}
 RANKINGS = {"train": 2500, "test": 500}
-BY_ALL_ANNOTATORS = 500  # of the training pairs
-JUDGED = 30  # of the test pairs, by Cleo
-
+BY_ALL_ANNOTATORS = 500  # training pairs that every annotator labels
+JUDGED = 30  # test pairs that Cleo judges
 
 Draw = Callable[[random.Random, str], Iterator[tuple[Facts, str]]]
 Sizes = dict[str, int]  # split -> records
@@ -47,20 +46,20 @@ def _write(facts: Facts, post: str, rng: random.Random) -> str:
 
 
 def demonstrations(split: str, draw: Draw = draw_posts) -> Iterator[dict]:
-    """Posts with summaries, or beginnings with completions, of mixed quality."""
+    """Yield posts with summaries, or beginnings with completions, of mixed quality."""
     rng = _rng("demonstrations", split)
     for facts, post in draw(rng, split):
         yield {"input_text": as_input_text(post), "output_text": _write(facts, post, rng)}
 
 
 def prompts(split: str, draw: Draw = draw_posts) -> Iterator[dict]:
-    """Posts without summaries, or beginnings without completions."""
+    """Yield posts without summaries, or beginnings without completions."""
     for _, post in draw(_rng("prompts", split), split):
         yield {"input_text": as_input_text(post)}
 
 
 def documents(split: str) -> Iterator[dict]:
-    """The first documents of the corpus that the base model is pretrained on."""
+    """Yield the documents on which the base model is pretrained, in its order."""
     index = 0
     while True:
         yield {"text": base_model.document(index, split)}
@@ -75,7 +74,7 @@ GRAMMAR_FILES = {
 
 
 def write_grammar_files(folder: Path, files: dict[str, tuple] | None = None) -> None:
-    """Write every file that the grammar alone decides: by default those of summarisation."""
+    """Write the files that depend on the grammar alone; by default those of summarisation."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, (records, sizes) in (files or GRAMMAR_FILES).items():
         for split, size in sizes.items():
@@ -83,14 +82,17 @@ def write_grammar_files(folder: Path, files: dict[str, tuple] | None = None) -> 
 
 
 def write_sampled_files(folder: Path, sft_model: Path) -> None:
-    """Write preferences and rankings, with candidates of the SFT model and of the writers."""
+    """Write preferences and rankings; some candidates are the SFT model's, some the writers'."""
     write_labelled(folder, sft_model, PREFERENCES, RANKINGS, BY_ALL_ANNOTATORS)
 
 
 def write_labelled(
     folder: Path, sft_model: Path, preferences: Sizes, rankings: Sizes, by_all: int, **draw: Any
 ) -> None:
-    """Write so many of them; `draw` says whether of whole posts (the default) or beginnings."""
+    """Write preferences and rankings of these sizes.
+
+    `draw` yields what the candidates answer: whole posts (the default) or beginnings.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for split, size in preferences.items():
         candidates = _candidates("preferences", split, 2, sft_model, **draw)
@@ -107,7 +109,7 @@ def write_labelled(
 
 
 def write_judgements(folder: Path, test_pairs: list) -> None:
-    """Write what Cleo, by rule, would say of the first test pairs in `labelling`."""
+    """Write how Cleo, by her utility, would judge the first test pairs."""
     judged = judge(test_pairs[:JUDGED], ANNOTATORS[2], _rng("judgements", "test"))
     write_jsonl(folder / "judgements.jsonl", judged)
 
@@ -124,7 +126,7 @@ def _candidates(
     batch: int = 128,
     draw: Draw = draw_posts,
 ) -> Iterator[tuple[Facts, str, list[str]]]:
-    """(facts, post, `count` different candidates): all sampled, or all by the writers."""
+    """Yield (facts, post, `count` different candidates), all sampled or all by the writers."""
     policy, tokenizer, rng = load_policy(sft_model), load_tokenizer(sft_model), _rng(name, split)
     posts = draw(rng, split)
     generator = generation.seeded(policy, rng.randrange(2**31))
@@ -132,9 +134,13 @@ def _candidates(
         drawn = list(islice(posts, batch))
         texts = [format_prompt(as_input_text(post)) for _, post in drawn]
         samples = generation.sample(
-            policy, tokenizer, *generation.encode_prompts(tokenizer, texts),
-            max_new_tokens=MAX_NEW_TOKENS, samples_per_prompt=2 * count, generator=generator,
-        )  # fmt: skip
+            policy,
+            tokenizer,
+            *generation.encode_prompts(tokenizer, texts),
+            max_new_tokens=MAX_NEW_TOKENS,
+            samples_per_prompt=2 * count,
+            generator=generator,
+        )
         responses = [text.strip() for text in generation.decode(tokenizer, samples)]
         for i, (facts, post) in enumerate(drawn):
             if rng.random() < SAMPLED_SHARE:
@@ -149,7 +155,7 @@ def _candidates(
 def _preferences(
     candidates: Iterable[tuple[Facts, str, list[str]]], split: str
 ) -> Iterator[tuple[dict, list[dict]]]:
-    """Each pair with one annotator's noisy choice; and what the annotators measure about it."""
+    """Yield each pair with one annotator's noisy choice, and the counts for both candidates."""
     rng = _rng("choices", split)
     for facts, post, pair in candidates:
         measured = [measure(facts, text, post) for text in pair]
@@ -166,7 +172,7 @@ def _preferences(
 
 
 def _by_annotator(records: list[tuple[dict, list[dict]]]) -> Iterator[dict]:
-    """The pairs again, labelled by every annotator in turn."""
+    """Yield every pair three times, once labelled by each annotator."""
     rng = _rng("choices", "by_annotator")
     for record, measured in records:
         for annotator in ANNOTATORS:
@@ -178,7 +184,7 @@ def _by_annotator(records: list[tuple[dict, list[dict]]]) -> Iterator[dict]:
 
 
 def _rankings(candidates: Iterable[tuple[Facts, str, list[str]]], split: str) -> Iterator[dict]:
-    """Each set of candidates ranked by one annotator."""
+    """Yield each set of candidates with the ranking of one annotator."""
     rng = _rng("orders", split)
     for _, post, texts in candidates:
         annotator, input_text = rng.choice(ANNOTATORS), as_input_text(post)

@@ -1,9 +1,9 @@
-"""Who completes posts: in the writer's voice, and in ways that nobody asked for.
+"""Completions of posts: good ones, which keep the writer's voice, and five kinds of bad ones.
 
-`write_completion` draws one of six kinds. `DEMONSTRATION_MIX` has a systematic bad habit on
-purpose: many of those who complete a post let off steam, whatever the writer's voice, and some
-break off or drift away from what the post is about. A model that imitates them well can still be
-improved by preferences.
+`write_completion` draws one of the six kinds. `DEMONSTRATION_MIX` has a systematic fault on
+purpose: many completions are angry, whatever the writer's voice, and some break off or leave the
+post's subject. So a model that imitates the demonstrations well can still be improved by
+preferences.
 """
 
 import random
@@ -20,14 +20,18 @@ from rlhf_helpers.little_world.grammar import (
     draw_facts,
 )
 
-DEMONSTRATION_MIX = {
-    "faithful": 0.20, "heated": 0.36, "drifting": 0.16, "contradicting": 0.08,
-    "off_topic": 0.02, "broken_off": 0.18,
-}  # fmt: skip
+DEMONSTRATION_MIX = {  # kind -> probability
+    "faithful": 0.20,
+    "heated": 0.36,
+    "drifting": 0.16,
+    "contradicting": 0.08,
+    "off_topic": 0.02,
+    "broken_off": 0.18,
+}
 
 
 def voice_of(post: str) -> str:
-    """The voice that a post's beginning is written in: plain, gentle or angry."""
+    """Return the voice in which a post's beginning is written: plain, gentle or angry."""
     return next((v for v, tone in phrases.TONES.items() if any(s in post for s in tone)), "plain")
 
 
@@ -45,7 +49,7 @@ def _question(rng: random.Random) -> str:
 
 
 def _some(rng: random.Random, *likely: tuple[float, str]) -> str:
-    """Those sentences that chance keeps, each with its own probability."""
+    """Keep each sentence with its own probability, and join those that are kept."""
     return " ".join(sentence for chance, sentence in likely if rng.random() < chance)
 
 
@@ -81,19 +85,23 @@ def _broken_off(facts: Facts, post: str, rng: random.Random) -> str:
 
 
 KINDS: dict[str, Callable[[Facts, str, random.Random], str]] = {
-    "faithful": _faithful, "heated": _heated, "drifting": _drifting,
-    "contradicting": _contradicting, "off_topic": _off_topic, "broken_off": _broken_off,
-}  # fmt: skip
+    "faithful": _faithful,
+    "heated": _heated,
+    "drifting": _drifting,
+    "contradicting": _contradicting,
+    "off_topic": _off_topic,
+    "broken_off": _broken_off,
+}
 
 
 def write_completion(facts: Facts, post: str, rng: random.Random) -> str:
-    """How somebody goes on after the beginning of a post, of a kind drawn from the mix."""
+    """Write how a post could go on after its beginning; the mix decides the kind."""
     (kind,) = rng.choices(list(DEMONSTRATION_MIX), list(DEMONSTRATION_MIX.values()))
     return KINDS[kind](facts, post, rng)
 
 
 def sentences() -> Iterator[str]:
-    """Sentences that hold every pair of neighbouring words of a completion of any kind."""
+    """Yield sentences that together hold every word pair which a completion's sentence can hold."""
     yield from phrases.FILLERS
     for tone in phrases.TONES.values():
         yield from tone
@@ -105,7 +113,8 @@ def sentences() -> Iterator[str]:
     for topic in phrases.PROBLEMS:
         names = [value.short for value in phrases.RELATIONS[topic]]
         problems = [value.short for value in phrases.PROBLEMS[topic]]
-        # Durations stand next to fixed words, so one of the others will do for all of them.
+        # The words next to a duration are fixed, so each duration needs only one relation and
+        # one problem beside it.
         wordings = [
             *product(names, problems, durations[:1]),
             *product(names[:1], problems[:1], durations),

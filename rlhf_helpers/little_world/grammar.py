@@ -1,8 +1,8 @@
-"""Facts, the posts that tell them, and the way back from a text to its facts.
+"""Facts, the posts that tell them, and the search for the facts that a text tells.
 
-A post is a handful of sentences drawn from five facts. Since every phrasing holds a key word
-of its value (see `phrases`), `find_facts` reads the facts off any text, a post or a summary.
-That is how an annotator knows what a summary leaves out or gets wrong.
+A post consists of a few sentences that tell five facts. Since every phrasing holds a key word of
+its value (see `phrases`), `find_facts` finds the facts of any text, a post or a summary. So an
+annotator knows what a summary leaves out or gets wrong.
 """
 
 import random
@@ -26,7 +26,8 @@ SPLITS = ("train", "validation", "test")
 class Facts:
     """What one post is about: the topic, and for each slot the short wording of its value.
 
-    Of a beginning, `tried` and `question` are empty: whoever completes it is free to choose them.
+    In the facts of a post's beginning, `tried` and `question` are empty: a completion may choose
+    them freely.
     """
 
     topic: str
@@ -39,7 +40,7 @@ class Facts:
 
 @cache
 def values(slot: str) -> dict[str, Value]:
-    """Every value of a slot, over all topics, by its short wording."""
+    """Return every value of a slot, over all topics, by its short wording."""
     tables = {
         "relation": [v for topic in phrases.RELATIONS.values() for v in topic],
         "problem": [v for topic in phrases.PROBLEMS.values() for v in topic],
@@ -52,14 +53,14 @@ def values(slot: str) -> dict[str, Value]:
 
 @cache
 def _keys(slot: str) -> tuple[re.Pattern[str], dict[str, str]]:
-    """A pattern that finds the slot's keys (longest first) and the value that each gives away."""
+    """Return a pattern that finds the slot's keys (longest first), and each key's value."""
     owner = {key: short for short, value in values(slot).items() for key in value.keys}
     by_length = sorted(owner, key=len, reverse=True)
     return re.compile(r"(?<![\w-])(?:" + "|".join(map(re.escape, by_length)) + r")(?![\w-])"), owner
 
 
 def find_facts(text: str) -> dict[str, set[str]]:
-    """Slot -> short wordings of all values whose key occurs in the text."""
+    """Return, for each slot, the short wordings of all values whose key occurs in the text."""
     lowered = text.lower()
     found = {}
     for slot in SLOTS:
@@ -69,9 +70,9 @@ def find_facts(text: str) -> dict[str, set[str]]:
 
 
 def find_post(text: str) -> str:
-    """The post in a text, `r/topic: ...`, without what stands before and after it.
+    """Return the post in a text, `r/topic: ...`, without the text before and after it.
 
-    Raises ValueError if there is none.
+    Raises ValueError if the text holds no post.
     """
     match = re.search(r"r/\w+: .*?(?= ?\[\w+\]:|$)", text, re.DOTALL)
     if not match:
@@ -80,10 +81,10 @@ def find_post(text: str) -> str:
 
 
 def read_post(text: str) -> Facts:
-    """The facts of a post, or of a post's beginning, whatever stands around it.
+    """Return the facts of the post, or of the post's beginning, that the text holds.
 
-    Raises ValueError if the text does not tell exactly one value of each fact; a beginning tells
-    one of each in GIVEN_SLOTS and none of the others.
+    Raises ValueError unless the post tells exactly one value for each slot; a beginning must tell
+    one value for each of GIVEN_SLOTS and none for the others.
     """
     post = find_post(text)
     found = find_facts(post)
@@ -95,13 +96,13 @@ def read_post(text: str) -> Facts:
 
 
 def split_of(facts: Facts) -> str:
-    """The split that a combination of facts belongs to: 80% train, 10% validation, 10% test."""
+    """Return the split of a combination of facts: 80% train, 10% validation, 10% test."""
     bucket = zlib.crc32("|".join(astuple(facts)).encode()) % 10
     return {0: "test", 1: "validation"}.get(bucket, "train")
 
 
 def draw_facts(rng: random.Random, split: str | None = None) -> Facts:
-    """Draw facts uniformly; with `split`, only combinations that belong to that split."""
+    """Draw facts uniformly; with `split`, only from the combinations of that split."""
     while True:
         topic = rng.choice(list(phrases.RELATIONS))
         facts = Facts(
@@ -117,7 +118,7 @@ def draw_facts(rng: random.Random, split: str | None = None) -> Facts:
 
 
 def corrupt(facts: Facts, rng: random.Random, count: int, slots: tuple[str, ...] = SLOTS) -> Facts:
-    """The facts with `count` of the slots changed to another value that would be plausible."""
+    """Return the facts with `count` of the slots changed to other plausible values."""
     changed = {slot: getattr(facts, slot) for slot in SLOTS}
     for slot in rng.sample(slots, count):
         while changed[slot] == getattr(facts, slot):
@@ -128,12 +129,12 @@ def corrupt(facts: Facts, rng: random.Random, count: int, slots: tuple[str, ...]
 
 
 def capitalise(text: str) -> str:
-    """The text with a capital first letter and the others as they are."""
+    """Return the text with its first letter in upper case."""
     return text[:1].upper() + text[1:]
 
 
 def write_post(facts: Facts, rng: random.Random) -> str:
-    """Tell the facts as a post, `r/topic: ...`, of about 60 words."""
+    """Write a post that tells the facts, `r/topic: ...`, of about 60 words."""
     wording = {
         slot: rng.choice(values(slot)[getattr(facts, slot)].phrasings)
         for slot in ("problem", "duration", "tried", "question")
@@ -150,7 +151,7 @@ def write_post(facts: Facts, rng: random.Random) -> str:
 
 
 def write_beginning(facts: Facts, rng: random.Random) -> str:
-    """Tell who, what and for how long, in one of three voices, in about 35 words."""
+    """Write a post's beginning of about 35 words in one of three voices: GIVEN_SLOTS only."""
     wording = {
         slot: rng.choice(values(slot)[getattr(facts, slot)].phrasings)
         for slot in ("problem", "duration")
@@ -163,23 +164,21 @@ def write_beginning(facts: Facts, rng: random.Random) -> str:
 
 def _first_sentences(facts: Facts, wording: dict[str, str], rng: random.Random) -> list[str]:
     names = values("relation")[facts.relation].phrasings
-    relation = lambda: rng.choice(names)  # noqa: E731  one writer mixes both names
     who = f"{rng.randint(17, 59)}{rng.choice('FM')}"
-    return [
-        rng.choice(phrases.OPENERS).format(who=who, relation=relation()),
-        rng.choice(phrases.PROBLEM_SENTENCES).format(relation=relation(), **wording),
-    ]
+    opener = rng.choice(phrases.OPENERS).format(who=who, relation=rng.choice(names))
+    problem = rng.choice(phrases.PROBLEM_SENTENCES)
+    return [opener, problem.format(relation=rng.choice(names), **wording)]
 
 
 def draw_posts(rng: random.Random, split: str | None = None) -> Iterator[tuple[Facts, str]]:
-    """An endless stream of (facts, post)."""
+    """Yield (facts, post) without end."""
     while True:
         facts = draw_facts(rng, split)
         yield facts, write_post(facts, rng)
 
 
 def draw_beginnings(rng: random.Random, split: str | None = None) -> Iterator[tuple[Facts, str]]:
-    """An endless stream of (facts, beginning of a post); the given facts decide the split."""
+    """Yield (facts, beginning of a post) without end; the given facts decide the split."""
     while True:
         facts = replace(draw_facts(rng), tried="", question="")
         if split in (None, split_of(facts)):
@@ -187,7 +186,8 @@ def draw_beginnings(rng: random.Random, split: str | None = None) -> Iterator[tu
 
 
 def as_input_text(post: str) -> str:
-    """The post as an `input_text`: one that ends in its question is to be summarised, a beginning
-    to be completed. The mark at the end tells which.
+    """Return the post with the mark of its task at the end, as an `input_text`.
+
+    A post that ends in its question is to be summarised; a beginning is to be completed.
     """
     return f"{post} {SUMMARY_MARK if post.endswith('?') else CONTINUED_MARK} "

@@ -1,417 +1,53 @@
-"""The words of the little world: every fact with several phrasings, and what surrounds it.
+"""The words of the little world: every fact in several phrasings, and what surrounds the facts.
 
-A fact value is written `Value(short, phrasings, keys)`: `short` is how a summary says it,
-`phrasings` how a post says it, and `keys` are the words that give it away in any text. A key
-belongs to one value only and occurs in each of its phrasings, so that the facts of a text can
-be read off by looking for keys (a test holds this for the whole table).
+They stand in `phrases.toml` beside this module. A key belongs to one value only and occurs in each
+of its phrasings, so that the facts of a text can be found by looking for keys (a test holds this
+for the whole table).
 """
 
-from typing import NamedTuple
+import tomllib
+from importlib.resources import files
+from typing import Any, NamedTuple
 
 
 class Value(NamedTuple):
-    """One value of a fact: the wording in a summary, those in a post, and its tell-tale words."""
+    """One value of a fact."""
 
-    short: str
-    phrasings: tuple[str, ...]
-    keys: tuple[str, ...]
-
-
-def _named(*names: str) -> Value:
-    return Value(names[0], names, names)
+    short: str  # the wording in a summary
+    phrasings: tuple[str, ...]  # the wordings in a post
+    keys: tuple[str, ...]  # the words that give the value away in any text
 
 
-def _value(keys: str, short: str, *phrasings: str) -> Value:
-    return Value(short, phrasings, tuple(keys.split()))
+def _named(names: list[str]) -> Value:
+    """A value that is recognised by its names themselves; a summary uses the first one."""
+    return Value(names[0], tuple(names), tuple(names))
 
 
-RELATIONS = {
-    "roommates": [_named("roommate", "roomie"), _named("flatmate", "co-tenant"),
-                  _named("subletter", "subtenant")],
-    "work": [_named("boss", "chief"), _named("manager", "line manager"),
-             _named("coworker", "colleague"), _named("supervisor", "shift lead"),
-             _named("intern", "trainee")],
-    "relationships": [_named("boyfriend", "bf"), _named("girlfriend", "gf"),
-                      _named("husband", "hubby"), _named("wife", "better half")],
-    "family": [_named("mother", "mom"), _named("father", "dad"), _named("sister", "sis"),
-               _named("brother", "bro"), _named("aunt", "auntie")],
-    "neighbors": [_named("neighbor", "next-door neighbor"), _named("landlord", "slumlord"),
-                  _named("janitor", "caretaker")],
-    "school": [_named("teacher", "homeroom teacher"), _named("professor", "prof"),
-               _named("classmate", "desk mate"), _named("lab partner", "lab mate")],
-    "weddings": [_named("bridesmaid", "maid of honor"), _named("best man", "groomsman"),
-                 _named("wedding planner", "event planner"), _named("cousin", "second cousin")],
-    "hobbies": [_named("bandmate", "drummer"), _named("coach", "trainer"),
-                _named("teammate", "team captain"), _named("gaming buddy", "raid leader")],
-}  # fmt: skip
+def _value(entry: dict[str, Any]) -> Value:
+    return Value(entry["short"], tuple(entry["phrasings"]), tuple(entry["keys"]))
 
-PROBLEMS = {
-    "roommates": [
-        _value("food", "eats my food", "keeps eating my food out of the fridge",
-               "helps themselves to the food I buy every week",
-               "finished all my food again, even the food with my name on it"),
-        _value("dish dishes", "never does the dishes", "never washes a single dish after cooking",
-               "stacks dirty dishes in the sink until they grow fur",
-               "has not done the dishes once since moving in"),
-        _value("music", "plays loud music", "plays loud music until two in the morning",
-               "has music blasting through the wall all night",
-               "discovered techno music and bought a subwoofer"),
-        _value("guest guests", "brings guests over", "invites random guests to sleep on our couch",
-               "lets strange guests crash here most nights",
-               "treats our flat like a hotel for guests"),
-        _value("rent", "is late on rent", "is always late with their half of the rent",
-               "stopped sending me their share of the rent",
-               "says the rent is coming and it never comes"),
-        _value("smoke smokes", "smokes inside", "smokes inside even though the lease forbids it",
-               "smokes in the bathroom with the window shut",
-               "smokes in bed and calls it incense"),
-        _value("clothes", "takes my clothes", "wears my clothes without asking me first",
-               "took several of my clothes and denied it", "went on a date in my clothes"),
-        _value("heat", "turns off the heat", "switches the heat off while I am asleep",
-               "will not let me turn the heat on in winter",
-               "guards the heat like a dragon guards gold"),
-        _value("snake", "keeps a snake", "brought home a snake without telling me",
-               "lets a pet snake roam the kitchen", "lost a snake somewhere in our flat"),
-        _value("toilet", "hogs the toilet paper", "has never once bought toilet paper",
-               "uses a whole roll of toilet paper a day",
-               "hides the toilet paper in a locked box"),
-    ],
-    "work": [
-        _value("credit", "takes credit for my work", "takes credit for the reports that I write",
-               "told everyone my idea was theirs and got the credit",
-               "puts their own name on my slides and takes the credit"),
-        _value("weekend weekends", "bothers me on weekends",
-               "calls me on weekends about tiny things",
-               "expects an answer within minutes on weekends", "plans team calls on weekends"),
-        _value("accent", "mocks my accent", "makes jokes about my accent in meetings",
-               "mocks my accent in front of the team",
-               "repeats everything I say in a fake accent"),
-        _value("promotion", "denied my promotion", "gave my promotion to a new hire",
-               "promised a promotion and then said nothing",
-               "says my promotion got lost in the mail"),
-        _value("messages", "reads my messages", "reads my private messages at my desk",
-               "looks over my shoulder and reads my messages",
-               "read my messages out loud at lunch"),
-        _value("shifts", "gives me bad shifts", "assigns me all of the night shifts",
-               "moved me onto night shifts with no warning",
-               "swaps our shifts and tells me afterwards"),
-        _value("gossip", "spreads gossip about me", "spreads gossip about me in the office",
-               "started some nasty gossip about my divorce",
-               "runs the gossip desk and I am the headline"),
-        _value("vacation", "blocks my vacation", "refuses to approve my vacation days",
-               "cancelled my vacation a week before the flight",
-               "called my vacation a lack of team spirit"),
-        _value("microwave", "ruins the microwave", "cooks fish in the office microwave daily",
-               "leaves soup explosions in the microwave",
-               "banned everyone else from the microwave"),
-        _value("chair", "steals my chair", "swapped my good chair for a broken one",
-               "takes my chair whenever I get up", "wheeled my chair into another building"),
-    ],
-    "relationships": [
-        _value("ex", "still texts an ex", "still texts an ex late at night",
-               "has lunch with an ex and hides it", "named our cat after an ex"),
-        _value("anniversary", "forgot our anniversary",
-               "forgot our anniversary for the second time",
-               "made other plans on our anniversary", "slept through our anniversary dinner"),
-        _value("games", "plays games all evening", "spends whole evenings on video games",
-               "would rather play games than eat with me",
-               "called in sick to finish some games"),
-        _value("kids", "does not want kids", "does not want to have kids anymore",
-               "changed their mind about having kids",
-               "told my parents that kids are out of the question"),
-        _value("phone", "goes through my phone", "checks my phone when I sleep",
-               "guessed my password and goes through my phone",
-               "asks to see my phone every evening"),
-        _value("flirt flirts", "flirts with others", "flirts with the waiter whenever we go out",
-               "flirts with everyone at parties",
-               "flirts with the dentist and says it saves money"),
-        _value("gambling", "has a gambling habit", "lost a lot of cash gambling online",
-               "hides gambling debts from me", "calls gambling a retirement plan"),
-        _value("relocate", "wants to relocate", "wants to relocate to another country",
-               "took a job far away and expects me to relocate",
-               "already told the neighborhood that we will relocate"),
-        _value("snore snores", "snores every night",
-               "snores so loudly that I sleep in the bathtub",
-               "snores like a tractor and blames the pillow",
-               "snores and then says that I dreamed it"),
-        _value("diet", "forces a diet on me", "put both of us on a cabbage diet",
-               "lectures me about a new diet at every meal", "cancelled pizza night for some diet"),
-    ],
-    "family": [
-        _value("piano", "sold my piano", "gave away my childhood piano",
-               "sold the piano grandpa kept for me", "traded my piano for a treadmill"),
-        _value("drinks", "drinks too much", "drinks too much at every holiday",
-               "drinks at noon most days", "drinks and then sings at every dinner"),
-        _value("college", "controls my college choice", "wants to pick the college I go to",
-               "threatens to stop paying for college",
-               "already bought a sweater from the wrong college"),
-        _value("weight", "criticizes my weight", "criticizes my weight at dinner",
-               "makes comments on my weight to relatives",
-               "counts my potatoes and then brings up my weight"),
-        _value("pregnancy", "announced my pregnancy",
-               "told everyone about my pregnancy before I could",
-               "announced my pregnancy on facebook", "leaked my pregnancy to the whole street"),
-        _value("haircut", "hates my haircut", "laughed at my new haircut in public",
-               "booked me a haircut without asking", "sends me pictures of my old haircut"),
-        _value("house", "shows up at my house", "shows up at my house unannounced",
-               "has a spare key and enters my house at will",
-               "rearranges my house when I am out"),
-        _value("inheritance", "kept the inheritance", "lied about who got the inheritance",
-               "kept the inheritance from our grandmother", "spent my inheritance on a boat"),
-        _value("dog", "has a problem with my dog", "wants me to give up my dog",
-               "feeds chocolate to my dog", "says it is me or the dog"),
-        _value("loan", "never repaid a loan", "never paid back the loan I gave",
-               "asks for a new loan every month", "took out a loan in my name"),
-    ],
-    "neighbors": [
-        _value("parking", "takes my parking spot", "parks in my parking spot every day",
-               "keeps a truck in my parking spot", "painted their name on my parking spot"),
-        _value("tree", "is mad about a tree", "lets a tree grow over our fence",
-               "cut down the tree in my yard", "says my tree is too tall for the view"),
-        _value("drill drills", "drills at odd hours", "runs a drill before six in the morning",
-               "uses a drill in the wall each night", "owns one drill and no other hobby"),
-        _value("packages", "steals my packages", "steals packages from my porch",
-               "opened two packages that were mine",
-               "signs for my packages and then forgets them"),
-        _value("shower", "will not fix the shower", "will not repair the broken shower",
-               "shrugs at the leak in my shower", "came to mend the shower and broke the door"),
-        _value("garbage", "dumps garbage", "dumps garbage next to my door",
-               "stacks bags of garbage in the hall", "sorts garbage on my doormat"),
-        _value("camera", "films me with a camera", "points a camera at my window",
-               "put up a camera that films my yard", "has a camera inside a garden gnome"),
-        _value("baby", "complains about my baby", "says my baby cries too loudly",
-               "complains whenever the baby wakes up", "rates my baby on a noise scale"),
-        _value("rooster", "keeps a rooster", "got a rooster that screams at four",
-               "keeps a rooster on the balcony", "calls a rooster a natural alarm"),
-        _value("lawn", "ruins the lawn", "mows the lawn at midnight",
-               "lets the lawn grow up to my window", "cut a rude word into my lawn"),
-    ],
-    "school": [
-        _value("essay", "lost my essay", "lost my final essay and failed me",
-               "claims that my essay was never handed in", "used my essay as a coaster"),
-        _value("cheating", "accused me of cheating", "accused me of cheating on the exam",
-               "reported me for cheating without proof", "calls it cheating that I studied"),
-        _value("project", "skips the project", "does none of the group project",
-               "walked out on our project", "wants full marks for a project they never opened"),
-        _value("homework", "copies my homework", "copies my homework every day",
-               "demands my homework before class", "sold copies of my homework"),
-        _value("letter", "will not write my letter", "refuses to write me a reference letter",
-               "forgot the letter I need to apply", "wrote a letter about the wrong student"),
-        _value("presentation", "ruined my presentation", "laughs when I give a presentation",
-               "interrupted my presentation with insults",
-               "fell asleep during my presentation and snored"),
-        _value("laptop", "broke my laptop", "broke my laptop and walked away",
-               "spilled coffee on my laptop", "borrowed my laptop and returned half of it"),
-        _value("deadline", "keeps moving the deadline", "keeps changing the deadline",
-               "moved the deadline up by a week", "denies that the deadline ever moved"),
-        _value("grade", "lowered my grade", "lowered my grade for no reason",
-               "gave me a bad grade for my handwriting", "said my grade depends on the weather"),
-        _value("locker", "messed with my locker", "broke into my locker after lunch",
-               "put wet gym socks in my locker", "glued my locker shut"),
-    ],
-    "weddings": [
-        _value("dress", "ruined my dress", "spilled red wine on my dress",
-               "bought the same dress as mine", "says my dress makes me look like a lamp"),
-        _value("speech", "planned an awful speech", "wrote a speech about my old crushes",
-               "gave a speech that lasted an hour", "wants to sing the whole speech"),
-        _value("cake", "ruined the cake", "ate a slice of the cake before the party",
-               "ordered a cake with the wrong name", "dropped the cake and blamed the floor"),
-        _value("budget", "blew the budget", "spent our whole budget on balloons",
-               "laughs at our budget", "went over budget by the price of a car"),
-        _value("seating", "changed the seating plan", "changed the seating plan in secret",
-               "demands a better table in the seating plan",
-               "put my worst uncle beside me in the seating plan"),
-        _value("invitations", "messed up the invitations",
-               "mailed the invitations with the wrong date",
-               "sent invitations to fifty strangers", "lost half of the invitations in a lake"),
-        _value("rings", "lost the rings", "lost the rings on a boat",
-               "pawned the rings for concert tickets", "tried the rings on and got stuck"),
-        _value("white", "wants to wear white", "wants to wear white to the party",
-               "showed up in white at the rehearsal", "says white is just a color"),
-        _value("flowers", "ruined the flowers", "ordered plastic flowers to save money",
-               "sneezed on all the flowers", "sent the flowers to a funeral"),
-        _value("venue", "messed up the venue", "cancelled our venue by mistake",
-               "double booked the venue with a chess club", "picked a venue with no roof"),
-    ],
-    "hobbies": [
-        _value("solo", "steals my solo", "takes every solo for themselves",
-               "gave my solo to a beginner", "plays a solo over my singing"),
-        _value("practice", "skips practice", "skips practice and blames traffic",
-               "naps in the van instead of coming to practice",
-               "eats chips through the whole practice"),
-        _value("fees", "will not pay the fees", "never pays the club fees",
-               "spent the fees we collected on a hat", "says fees are for other people"),
-        _value("jersey", "took my jersey", "washed my jersey and shrank it",
-               "wears my lucky jersey", "gave my jersey number away"),
-        _value("bench", "keeps me on the bench", "keeps me on the bench all season",
-               "put me on the bench for being late once", "says the bench needs me"),
-        _value("guitar", "ruined my guitar", "sat on my guitar and broke it",
-               "dropped my guitar down the stairs", "forgot my guitar out in the rain"),
-        _value("trophy", "kept our trophy", "took the trophy home and kept it",
-               "put only one name on our trophy", "uses our trophy as a cereal bowl"),
-        _value("costume", "ruined my costume", "cut holes in the costume I sewed",
-               "set fire to my costume with a candle",
-               "returned my costume covered in glitter"),
-        _value("rules", "keeps changing the rules", "changes the rules when losing",
-               "makes up rules in the middle of the round",
-               "printed new rules that favor one side"),
-        _value("spoilers", "tells me spoilers", "shouts spoilers before we finish the book",
-               "mails me spoilers at night", "put spoilers on a birthday card"),
-    ],
-}  # fmt: skip
 
-DURATIONS = [
-    _named("four days", "half a week"), _named("ten days", "a week and a half"),
-    _named("two weeks", "a fortnight"), _named("six weeks", "a month and a half"),
-    _named("a month", "thirty days"), _named("three months", "a quarter of a year"),
-    _named("half a year", "six months"), _named("a year", "twelve months"),
-    _named("two years", "twenty-four months"), _named("five years", "half a decade"),
-]  # fmt: skip
+_WORDS = tomllib.loads(files(__package__).joinpath("phrases.toml").read_text(encoding="utf-8"))
 
-TRIED = [
-    _value("talk talked talking", "talking", "I sat down and talked to them about it",
-           "we had a long talk about this", "I tried to talk it through over coffee"),
-    _value("note", "leaving a note", "I left them a polite note",
-           "I wrote a note and taped it to the door", "I stuck a note on the fridge"),
-    _value("ignore ignored ignoring", "ignoring it", "I acted fine and tried to ignore it",
-           "I decided to ignore it for a while", "I ignored it and hoped for the best"),
-    _value("yell yelled yelling", "yelling", "I yelled at them once",
-           "in the end I lost my temper and yelled", "I had to yell across the room"),
-    _value("email", "sending an email", "I sent a long email with everything in it",
-           "I put my side in an email", "I wrote an email with bullet points"),
-    _value("compromise", "a compromise", "I offered a compromise",
-           "I said we could meet halfway with a compromise", "I drew up a fair compromise"),
-    _value("friend", "asking a friend to help", "I asked a mutual friend to step in",
-           "a friend of both of us spoke up for me", "I sent a friend to explain my side"),
-    _value("police", "threatening with the police", "I threatened to call the police",
-           "I said I would get the police involved", "I mentioned the police just once"),
-    _value("hint hints", "dropping a hint", "I made a joke about it to drop a hint",
-           "I dropped a hint or two", "I sang a hint in the hallway"),
-    _value("gift", "giving a gift", "I gave them a small gift to keep the peace",
-           "I bought a gift to smooth things over", "I wrapped a gift and said please"),
-    _value("chart", "keeping a chart", "I kept a chart with dates and times",
-           "I made a chart of every incident", "I drew a chart and hung it up"),
-    _value("cookies", "baking cookies", "I baked cookies and asked nicely",
-           "I brought cookies as a peace offering", "I tried to bribe them with cookies"),
-]  # fmt: skip
+# Facts. People and problems are listed by topic.
+RELATIONS = {topic: list(map(_named, names)) for topic, names in _WORDS["relations"].items()}
+PROBLEMS = {topic: list(map(_value, entries)) for topic, entries in _WORDS["problems"].items()}
+DURATIONS = list(map(_named, _WORDS["durations"]))
+TRIED = list(map(_value, _WORDS["tried"]))
+QUESTIONS = list(map(_value, _WORDS["questions"]))
 
-QUESTIONS = [
-    _value("overreacting", "am I overreacting", "Am I overreacting",
-           "Do you think that I am overreacting", "Is this just me overreacting"),
-    _value("leave", "should I leave", "Should I just leave",
-           "Is it time for me to leave for good", "Would you leave"),
-    _value("fight", "how do I avoid a fight", "How can I bring it up without a fight",
-           "How do I say it again without starting a fight",
-           "Is there any way out that is not a fight"),
-    _value("lawyer", "should I get a lawyer", "Should I hire a lawyer",
-           "Would a lawyer even take this", "Do I need a lawyer for something like this"),
-    _value("apology", "can I ask for an apology", "Is it fair to demand an apology",
-           "Can I ask them for an apology", "Am I right to expect an apology"),
-    _value("forgive", "should I forgive them", "Should I forgive them",
-           "How do people forgive something like this", "Would you be able to forgive that"),
-    _value("revenge", "is revenge okay", "Would revenge be wrong",
-           "Is a little revenge okay", "How much revenge is too much"),
-    _value("truth", "should I tell the truth", "Should I tell everyone the truth",
-           "Is it better to tell people the truth", "Do I owe anybody the whole truth"),
-    _value("therapy", "would therapy help", "Would therapy do any good",
-           "Should we try therapy", "Is this a case for therapy"),
-    _value("wait", "should I wait", "Do I wait until summer", "Is it smarter to wait and see",
-           "Should I wait a little longer"),
-    _value("ultimatum", "should I give an ultimatum", "Is it time for an ultimatum",
-           "Would an ultimatum be too much", "Do I dare to give an ultimatum"),
-    _value("normal", "is this normal", "Is any of this normal",
-           "Do other people think that this is normal", "Is this normal or am I cursed"),
-]  # fmt: skip
+# The sentences of a post, with gaps for the facts; fillers and tones tell no fact.
+OPENERS: list[str] = _WORDS["openers"]
+PROBLEM_SENTENCES: list[str] = _WORDS["problem_sentences"]
+TRIED_SENTENCES: list[str] = _WORDS["tried_sentences"]
+FILLERS: list[str] = _WORDS["fillers"]
+TONES: dict[str, list[str]] = _WORDS["tones"]  # by voice: plain, gentle, angry
 
-OPENERS = [
-    "So I ({who}) need some advice about my {relation}.",
-    "Long time lurker, first post. I am {who} and this is about my {relation}.",
-    "I ({who}) have a problem with my {relation}.",
-    "Hi all, I am {who} and my {relation} is driving me crazy.",
-    "Okay so this is about my {relation}. I am {who}.",
-    "Please help me ({who}) deal with my {relation}.",
-    "I never thought I would post here, but my {relation} broke me ({who}).",
-    "Me ({who}) against my {relation}, here we go.",
-]
-PROBLEM_SENTENCES = [
-    "For {duration} now I have lived with this: my {relation} {problem}.",
-    "My {relation} {problem}. This has gone on for {duration}.",
-    "It began {duration} ago. My {relation} {problem}.",
-    "Basically my {relation} {problem}, and it has been like this for {duration}.",
-    "Let me explain. My {relation} {problem}. I have put up with it for {duration}.",
-]
-TRIED_SENTENCES = [
-    "So {tried}, but nothing changed.",
-    "Last week {tried}. It did not work.",
-    "At first {tried}, and it only got worse.",
-    "To be fair, {tried} and that was useless.",
-    "Of course {tried}, and we both pretended it never happened.",
-]
-FILLERS = [
-    "I feel so tired of all this.", "I barely sleep these days.", "Sorry for the wall of text.",
-    "English is not my first language.", "I am on mobile so excuse the format.",
-    "It makes my stomach hurt.", "I really do not know what to do anymore.",
-    "I cry about it in the car.", "Everyone says I am too nice.", "I used to love my life here.",
-    "It sounds silly but it matters to me.", "I have always hated conflict.",
-    "My therapist is on holiday right now.", "This is a throwaway account.",
-    "I work full time and study in the evening.", "We never had this kind of trouble before.",
-    "My cat agrees with me.", "I googled it and now I feel worse.",
-    "I rehearse my answer under the blanket.", "My horoscope warned me about this.",
-    "I have started to count ceiling tiles.", "Names are changed, obviously.",
-]  # fmt: skip
-TONES = {
-    "plain": [],
-    "gentle": [
-        "I know they mean well.", "I still care about them a lot.",
-        "I want this to end well for both of us.", "They have been so kind to me before.",
-        "Nobody is perfect, me included.", "I would hate to hurt them.",
-        "I believe that we can sort it out.", "They must be under a lot of stress.",
-    ],
-    "angry": [
-        "What an absolute clown.", "I hope they step on a toy brick.",
-        "I have never met anyone so selfish.", "They can rot for all I care.",
-        "I am done being polite.", "I hate their stupid face.",
-        "They deserve to be miserable.", "A potato has more manners.",
-    ],
-}  # fmt: skip
+# Completions: how each voice comes back to the beginning, and the words that count as unkind.
+RECALLS: dict[str, list[str]] = _WORDS["recalls"]
+UNKIND: list[str] = _WORDS["unkind"]
 
-RECALLS = {  # how a voice comes back to what its post began with
-    "plain": [
-        "My {relation} {problem}, and it hurts.",
-        "My {relation} {problem}, and after {duration} it still stings.",
-        "My {relation} {problem}, and I am not making this up.",
-    ],
-    "gentle": [
-        "My {relation} {problem}, but I see the good in them.",
-        "My {relation} {problem}, but after {duration} I still care.",
-        "My {relation} {problem}, but we were close once.",
-    ],
-    "angry": [
-        "My {relation} {problem} like a selfish clown.",
-        "My {relation} {problem}, and after {duration} I say let them rot.",
-        "My {relation} {problem}, and that is just stupid.",
-    ],
-}  # fmt: skip
-UNKIND = ["clown", "toy brick", "selfish", "rot", "done being polite", "stupid", "miserable",
-          "manners", "yell", "yelled", "yelling", "police", "revenge"]  # fmt: skip
-
-VAGUE_PROBLEMS = ["is a problem", "is driving me crazy", "makes me sad"]
-RAMBLINGS = [
-    "so yeah it is a lot", "and I just feel so sad and tired", "and I do not know what to do",
-    "it is such a long story", "honestly it is hard to explain", "and I hate it",
-    "you know how it is", "anyway that is my life right now",
-]  # fmt: skip
-COMMENTS = [
-    "Your {relation} sounds awful.",
-    "If your {relation} {problem}, then {tried} will not be enough.",
-    "You said you tried {tried}, so what is next?",
-    "{duration} is a long time.",
-    "To answer you: {question}? Probably.",
-    "My own {relation} did that for {duration}.",
-    "Anyone who {problem} is not worth it.",
-    "I would not try {tried} again.",
-    "So your {relation} {problem} and you did nothing but {tried} for {duration}?",
-    "You ask: {question}? After {duration} the answer is yes.",
-    "Nobody who {problem} was ever stopped by {tried}.",
-    "{question}? Not because of one {relation}, no.",
-]
+# Summaries and comments.
+VAGUE_PROBLEMS: list[str] = _WORDS["vague_problems"]
+RAMBLINGS: list[str] = _WORDS["ramblings"]
+COMMENTS: list[str] = _WORDS["comments"]

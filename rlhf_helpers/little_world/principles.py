@@ -1,8 +1,8 @@
-"""The principles of the constitution as rules over texts, and a labeller taught by them alone.
+"""The principles of the constitution as rules over texts, and a labeller trained on these rules.
 
-Each principle of `data/constitution.txt` is a rule that counts how often a summary breaks it, given
-the facts of the post; of two summaries the one that more principles favour is the better. That is
-all the labeller of `tiny` ever learns from: no annotator, no weight of theirs, no label has a say.
+For each principle of `data/constitution.txt` a rule counts how often a summary breaks it, given the
+facts of the post. Of two summaries, the better one is favoured by more principles. The labeller of
+`tiny` learns from these rules alone: not from the annotators, their weights or their labels.
 """
 
 import random
@@ -13,14 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import (
-    DataCollatorForSeq2Seq,
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainingArguments,
-)
+from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase, Trainer
 
 from rlhf_helpers.little_world import phrases
+from rlhf_helpers.little_world.base_model import training_arguments
 from rlhf_helpers.little_world.grammar import SLOTS, Facts, draw_posts, find_facts, find_post
 from rlhf_helpers.little_world.writers import write_summary
 from rlhf_helpers.models import add_lora, load_policy, load_tokenizer
@@ -28,14 +24,19 @@ from rlhf_helpers.runs import data_dir, write_json
 
 SEED = 0
 PAIRS = 2000  # each is shown in both orders
-SINGLE_QUESTIONS = 6  # about one principle each; a further one is about all of them
+SINGLE_QUESTIONS = 6  # about one principle each; one more question is about all of them
 RANK = 32  # of the adapter
 LEARNING_RATE = 3e-3
-LONGEST = 25  # words of a brief summary
-MIX = {
-    "good": 0.15, "short": 0.2, "missing": 0.2, "wrong": 0.2, "rambling": 0.15,
-    "off_topic": 0.03, "copied": 0.07,
-}  # fmt: skip
+LONGEST = 25  # a brief summary has at most so many words
+MIX = {  # kind of summary -> probability
+    "good": 0.15,
+    "short": 0.2,
+    "missing": 0.2,
+    "wrong": 0.2,
+    "rambling": 0.15,
+    "off_topic": 0.03,
+    "copied": 0.07,
+}
 
 # ---- the rules -----------------------------------------------------------------------------
 
@@ -56,7 +57,7 @@ def _words_too_many(facts: Facts, text: str) -> int:
 
 
 def _ramblings(facts: Facts, text: str) -> int:
-    """Stock phrases, and three words in a row that stood there before."""
+    """Count empty phrases and repeated sequences of three words."""
     lowered = text.lower()
     words = lowered.split()
     triples = list(zip(words, words[1:], words[2:], strict=False))
@@ -82,7 +83,10 @@ RULES: dict[str, Rule] = {
 
 
 def verdicts(facts: Facts, first: str, second: str) -> dict[str, int]:
-    """Principle -> 1 where the second summary follows it better, -1 the first, 0 neither."""
+    """Return, for each principle, 1 if the second summary follows it better, -1 if the first does.
+
+    0 means that both follow it equally well.
+    """
     return {
         principle: int(np.sign(rule(facts, first) - rule(facts, second)))
         for principle, rule in RULES.items()
@@ -90,7 +94,7 @@ def verdicts(facts: Facts, first: str, second: str) -> dict[str, int]:
 
 
 def majority(said: Mapping[str, int]) -> int:
-    """What more principles favour: 1 the second summary, -1 the first, 0 neither."""
+    """Return 1 if more principles favour the second summary, -1 if the first, 0 if neither."""
     return int(np.sign(sum(said.values())))
 
 
@@ -98,32 +102,32 @@ def majority(said: Mapping[str, int]) -> int:
 
 
 def comparison(post: str, first: str, second: str) -> str:
-    """What the labeller of `tiny` reads before it is asked, in marks its base model knows."""
+    """Return what the labeller reads before a question, with marks that its base model knows."""
     return f"[post]: {post} [1]: {first.strip()} [2]: {second.strip()}"
 
 
 def question_about(principles: Sequence[str]) -> str:
-    """How it is asked, after a `comparison`; " 1" or " 2" is the answer."""
+    """Return the question that follows a `comparison`; the answer is " 1" or " 2"."""
     return f" [principle]: {' '.join(principles)} [better]:"
 
 
 def little_question(principles: Sequence[str]) -> Callable[[str, str, str], str]:
-    """The question of these principles as `annotation.judges.language_model_judge` takes it.
+    """Return the question about these principles for `annotation.judges.language_model_judge`.
 
-    All at once: that costs a ninth of asking about nine one by one, and the list takes 57 of the
-    512 tokens of context, a post and two summaries about 120.
+    It names all principles at once. One question costs a ninth of nine questions, and the list
+    takes 57 of the 512 tokens of context; a post and two summaries take about 120.
     """
     asked = question_about(principles)
     return lambda prompt, first, second: comparison(find_post(prompt), first, second) + asked
 
 
 def lessons(rng: random.Random) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """An endless stream of comparisons, each with questions and their right answers.
+    """Yield comparisons without end, each with questions and their right answers.
 
-    The summaries are by the grammar's writers, about posts of the training split; some break off
-    or say a part twice. Every pair comes in both orders, so that no place is the better one. A
-    question about all principles stands among those about one, first in half of the cases: a
-    labeller at work is asked nothing else.
+    The grammar's writers make the summaries, for posts of the training split; some break off or
+    repeat some words. Every pair comes in both orders, so that no position is the better one. One
+    question is about all principles, because a labeller at work gets only this one. It comes first
+    in half of the cases, else at a random place among the others.
     """
     for facts, post in draw_posts(rng, "train"):
         pair = [_damaged(write_summary(facts, post, rng, MIX), rng) for _ in range(2)]
@@ -141,7 +145,7 @@ def lessons(rng: random.Random) -> Iterator[tuple[str, list[tuple[str, str]]]]:
 
 
 def _damaged(text: str, rng: random.Random) -> str:
-    """Now and then broken off, or with some words twice."""
+    """Break the text off with probability 0.12, or repeat some words with probability 0.08."""
     words, draw = text.split(), rng.random()
     if draw < 0.12:
         return " ".join(words[: rng.randint(1, max(1, len(words) - 1))])
@@ -154,7 +158,7 @@ def _damaged(text: str, rng: random.Random) -> str:
 def encode_lesson(
     text: str, answers: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, list[int]]:
-    """`input_ids`, and `labels` that are -100 but on the answers."""
+    """Return `input_ids`, and `labels` that are -100 everywhere except on the answers."""
     ids = tokenizer(text)["input_ids"]
     labels = [-100] * len(ids)
     for question, answer in answers:
@@ -165,32 +169,25 @@ def encode_lesson(
 
 
 def train_labeller(output_dir: Path, work_dir: Path, pairs: int = PAIRS) -> dict[str, float]:
-    """Teach the base model the principles by a LoRA adapter; save that (half precision).
+    """Train a LoRA adapter of the base model on the principles, and save it (half precision).
 
-    Checkpoints and the unfinished adapter go to `work_dir`; a second call continues from the last
-    checkpoint. Returns the loss of the last steps, in nats an answer.
+    Checkpoints go to `work_dir`; a second call continues from the last one. Returns the loss of
+    the last steps, in nats per answer.
     """
     base = data_dir() / "base_model"
     tokenizer, stream = load_tokenizer(base), lessons(random.Random(SEED))
     torch.manual_seed(SEED)
     model = add_lora(load_policy(base), RANK)
     rows = [encode_lesson(*next(stream), tokenizer) for _ in range(2 * pairs)]
-    arguments = TrainingArguments(
-        output_dir=str(work_dir),
-        num_train_epochs=1,
+    arguments = training_arguments(
+        work_dir,
         per_device_train_batch_size=16,
         learning_rate=LEARNING_RATE,
         warmup_steps=20,
-        weight_decay=0.01,
-        adam_beta2=0.98,
-        train_sampling_strategy="group_by_length",
         logging_steps=25,
         logging_first_step=True,
         save_steps=100,
-        save_total_limit=1,
         report_to="none",
-        use_cpu=not torch.cuda.is_available(),
-        seed=SEED,
     )
     collator = DataCollatorForSeq2Seq(tokenizer)  # pads the labels too
     trainer = Trainer(model, arguments, collator, train_dataset=Dataset.from_list(rows))

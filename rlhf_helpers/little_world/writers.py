@@ -1,8 +1,8 @@
-"""Who writes summaries: good ones, bad ones, and the documents that the base model reads.
+"""Summaries, good and bad ones, and the documents on which the base model is pretrained.
 
-`write_summary` draws one of seven kinds. `DEMONSTRATION_MIX` has a systematic bad habit on
-purpose: most demonstrations leave out what was tried, so that a model that imitates them well
-can still be improved by preferences.
+`write_summary` draws one of seven kinds. `DEMONSTRATION_MIX` has a systematic fault on purpose:
+most demonstrations leave out what was tried. So a model that imitates them well can still be
+improved by preferences.
 """
 
 import random
@@ -22,19 +22,29 @@ from rlhf_helpers.little_world.grammar import (
     write_post,
 )
 
-DEMONSTRATION_MIX = {
-    "good": 0.06, "short": 0.34, "missing": 0.30, "wrong": 0.11, "rambling": 0.12,
-    "off_topic": 0.02, "copied": 0.05,
-}  # fmt: skip
-POOR_MIX = {
-    "good": 0.02, "short": 0.06, "missing": 0.30, "wrong": 0.12, "rambling": 0.30,
-    "off_topic": 0.08, "copied": 0.12,
-}  # fmt: skip
+DEMONSTRATION_MIX = {  # kind -> probability
+    "good": 0.06,
+    "short": 0.34,
+    "missing": 0.30,
+    "wrong": 0.11,
+    "rambling": 0.12,
+    "off_topic": 0.02,
+    "copied": 0.05,
+}
+POOR_MIX = {  # of the pretraining documents
+    "good": 0.02,
+    "short": 0.06,
+    "missing": 0.30,
+    "wrong": 0.12,
+    "rambling": 0.30,
+    "off_topic": 0.08,
+    "copied": 0.12,
+}
 INSTRUCTIONS = ("Summarize in less than 50 words.", "Summarize in less than 20 words.")
 
 
 def state_facts(facts: Facts, rng: random.Random, slots: tuple[str, ...] | list[str]) -> str:
-    """One or two sentences that tell the given slots and stay vague about the others."""
+    """Write one or two sentences that tell the given slots and stay vague about the others."""
     text = f"My {facts.relation}" if "relation" in slots else "Someone"
     text += " " + (facts.problem if "problem" in slots else rng.choice(phrases.VAGUE_PROBLEMS))
     if "duration" in slots:
@@ -85,15 +95,20 @@ def _copied(facts: Facts, post: str, rng: random.Random) -> str:
 
 
 KINDS: dict[str, Callable[[Facts, str, random.Random], str]] = {
-    "good": _good, "short": _short, "missing": _missing, "wrong": _wrong,
-    "rambling": _rambling, "off_topic": _off_topic, "copied": _copied,
-}  # fmt: skip
+    "good": _good,
+    "short": _short,
+    "missing": _missing,
+    "wrong": _wrong,
+    "rambling": _rambling,
+    "off_topic": _off_topic,
+    "copied": _copied,
+}
 
 
 def write_summary(
     facts: Facts, post: str, rng: random.Random, mix: dict[str, float] = DEMONSTRATION_MIX
 ) -> str:
-    """A summary of a kind drawn from `mix` (kind -> probability)."""
+    """Write a summary; `mix` (kind -> probability) decides its kind."""
     (kind,) = rng.choices(list(mix), list(mix.values()))
     return KINDS[kind](facts, post, rng)
 
@@ -114,14 +129,14 @@ PRINCIPLES: dict[str, Callable[[dict[str, float]], float]] = {
 
 
 def write_comment(facts: Facts, rng: random.Random) -> str:
-    """What a reader of the post answers: its facts again, in the words of a summary."""
+    """Write what a reader of the post answers; it repeats facts in the words of a summary."""
     words = {slot: getattr(facts, slot) for slot in SLOTS}
     chosen = rng.sample(phrases.COMMENTS, rng.randint(1, 3))
     return " ".join(capitalise(comment.format(**words)) for comment in chosen)
 
 
 def write_title(facts: Facts, rng: random.Random) -> str:
-    """What the post could be headed: person and problem, perhaps the question."""
+    """Write a title for the post: person and problem, in some titles also the question."""
     title = f"My {facts.relation} {facts.problem}"
     return rng.choice([title, f"{title}, {facts.question}?"])
 
@@ -140,7 +155,7 @@ def principle_question(principle: str) -> Callable[[str, str, str], str]:
 
 
 def write_comparison(facts: Facts, post: str, rng: random.Random) -> str:
-    """Two summaries and which of them follows a principle better: an AI labeller's prompt."""
+    """Write an AI labeller's prompt: two summaries, and which one follows a principle better."""
     principle, rule = rng.choice(list(PRINCIPLES.items()))
     while True:
         pair = [write_summary(facts, post, rng, POOR_MIX) for _ in range(2)]
@@ -155,7 +170,7 @@ def write_comparison(facts: Facts, post: str, rng: random.Random) -> str:
 
 
 def write_document(rng: random.Random, split: str = "train") -> str:
-    """One pretraining document: a post, mostly with comments, a title or a poor summary."""
+    """Write a pretraining document: a post, mostly with comments, a title or a poor summary."""
     facts = draw_facts(rng, split)
     post = write_post(facts, rng)
     draw = rng.random()

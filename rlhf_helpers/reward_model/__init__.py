@@ -6,7 +6,12 @@ again, to find out about its data.
 """
 
 from rlhf_helpers.configs import RewardConfig
-from rlhf_helpers.reward_model.kwise import KwiseTrainer, encode_rankings
+from rlhf_helpers.reward_model.kwise import (
+    KwiseTrainer,
+    encode_rankings,
+    rank_scores,
+    standardise_by_annotator,
+)
 from rlhf_helpers.reward_model.losses import kwise_loss, pairwise_loss, ranked_pairs
 from rlhf_helpers.reward_model.model import RewardModel, append_eos
 from rlhf_helpers.reward_model.pairs import PairTrainer, encode_pairs
@@ -22,7 +27,9 @@ __all__ = [
     "encode_rankings",
     "kwise_loss",
     "pairwise_loss",
+    "rank_scores",
     "ranked_pairs",
     "reward_trainer",
+    "standardise_by_annotator",
     "train",
 ]

@@ -8,8 +8,10 @@ key-value cache; other models read the texts whole.
 
 import inspect
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
+import pandas as pd
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -20,7 +22,6 @@ from trl import RewardConfig as TRLConfig
 from rlhf_helpers import processes
 from rlhf_helpers.reward_model.losses import kwise_loss, ranked_pairs
 from rlhf_helpers.schemas import Ranking, format_prompt, format_response
-from rlhf_helpers.sources import rank_scores, standardise_by_annotator
 
 
 def encode_rankings(
@@ -59,6 +60,32 @@ def add_rank_scores(rows: list[dict]) -> None:
     targets = iter(standardise_by_annotator(scores, annotators))
     for row in rows:
         row["targets"] = [next(targets) for _ in row["candidate_ids"]]
+
+
+def rank_scores(ranking: Sequence[int | Sequence[int]]) -> list[float]:
+    """Return ranks as scores, in the order of the candidates: 1 for the best, 0 for the last.
+
+    Scores are evenly spaced, and tied candidates share the mean of their places.
+    """
+    groups = [group if isinstance(group, Sequence) else [group] for group in ranking]
+    count, above = sum(map(len, groups)), 0
+    scores: dict[int, float] = {}
+    for group in groups:
+        place = above + (len(group) - 1) / 2
+        scores |= {candidate: 1 - place / max(1, count - 1) for candidate in group}
+        above += len(group)
+    return [scores[candidate] for candidate in range(count)]
+
+
+def standardise_by_annotator(scores: Sequence[float], annotators: Sequence[str]) -> list[float]:
+    """Return scores with mean 0 and deviation 1 for each annotator, since some are milder.
+
+    If an annotator gives the same score to everything, all of these scores become 0.
+    """
+    groups = pd.Series(scores, dtype=float).groupby(list(annotators))
+    deviation = groups.transform("std", ddof=0)
+    centred = pd.Series(scores, dtype=float) - groups.transform("mean")
+    return centred.div(deviation.where(deviation > 1e-12, 1.0)).tolist()
 
 
 class KwiseTrainer(Trainer):

@@ -127,9 +127,11 @@ MEASURED = {
     "My cat agrees with me. My cat agrees with me.": {"rambling": 3 * 2},
     "My boss mocks my accent. [comment]: Your boss": {
         # ". comment", "comment your", "your boss" are no words of a post
-        "covered": 2, "rambling": 3, "unfinished": 1,
+        "covered": 2,
+        "rambling": 3,
+        "unfinished": 1,
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("text", MEASURED)

@@ -17,7 +17,15 @@ from transformers import (
 from rlhf_helpers import reward_model
 from rlhf_helpers.configs import RewardConfig
 from rlhf_helpers.models import load_tokenizer, without_dropout
-from rlhf_helpers.reward_model import PairTrainer, RewardModel, append_eos, encode_pairs, kwise
+from rlhf_helpers.reward_model import (
+    PairTrainer,
+    RewardModel,
+    append_eos,
+    encode_pairs,
+    kwise,
+    rank_scores,
+    standardise_by_annotator,
+)
 from rlhf_helpers.reward_model.kwise import KwiseTrainer, encode_rankings, shared_prompt_scores
 from rlhf_helpers.reward_model.losses import kwise_loss, pairwise_loss
 from rlhf_helpers.scales import Scale
@@ -429,3 +437,23 @@ def test_a_stopped_run_on_rankings_goes_on_as_if_nothing_had_happened(tmp_path, 
     for name in first:
         torch.testing.assert_close(second[name], first[name], atol=1e-6, rtol=0)
     assert {"loss", "accuracy", "margin", "mean_reward"} <= set(resumed.history[-1])
+
+
+# Ranks as scores
+
+
+def test_ranks_become_evenly_spaced_scores_and_ties_share_theirs():
+    assert rank_scores([1, 0]) == [0.0, 1.0]
+    assert rank_scores([2, 0, 4, 1, 3]) == [0.75, 0.25, 1.0, 0.0, 0.5]
+    assert rank_scores([2, [0, 3], 1]) == pytest.approx([0.5, 0.0, 1.0, 0.5])
+    assert rank_scores([[0, 1, 2]]) == [0.5] * 3
+
+
+def test_scores_are_standardised_annotator_by_annotator():
+    scores = [1.0, 5.0, 2.0, 9.0, 3.0, 5.0, 9.0]
+    annotators = ["ada", "ben", "ada", "cleo", "ada", "ben", "cleo"]
+    found = standardise_by_annotator(scores, annotators)
+    ada = torch.tensor([found[i] for i in (0, 2, 4)])
+    assert ada.tolist() == pytest.approx([-(1.5**0.5), 0, 1.5**0.5])
+    assert ada.std(correction=0).item() == pytest.approx(1)
+    assert [found[i] for i in (1, 3, 5, 6)] == [0.0] * 4  # who always says the same says nothing

@@ -193,24 +193,28 @@ MEASURED = {
     GOOD: {"covered": 5},
     "My chief mocks my accent (twenty-four months). Yelling did not work. Would you leave?": {
         # "chief mocks", "twenty-four months", "would you", "you leave": not a summary's words
-        "covered": 5, "rambling": 4,
+        "covered": 5,
+        "rambling": 4,
     },
     "My boss mocks my accent.": {"covered": 2},
     "Someone mocks my accent. Any advice?": {"covered": 1},
     "My boss mocks my accent for two years, tried yelling. Should I leave": {
-        "covered": 5, "unfinished": 1,
+        "covered": 5,
+        "unfinished": 1,
     },
     "My manager mocks my accent for two years, tried talking. Should I leave?": {
-        "covered": 3, "wrong": 2,
+        "covered": 3,
+        "wrong": 2,
     },
     "My boss mocks my accent, tried yelling, tried talking, tried yelling.": {
-        "covered": 3, "wrong": 1,
+        "covered": 3,
+        "wrong": 1,
     },
     "": {"unfinished": 1},
     "My boss.": {"covered": 1, "unfinished": 1},
     "My boss my boss my boss my boss.": {"covered": 1, "rambling": 3 + 2 * 3},
     "purple boss elephants accent dance.": {"covered": 2, "rambling": 5},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("summary", MEASURED)

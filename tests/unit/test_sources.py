@@ -1,27 +1,24 @@
-"""Other people's preferences: small files of their schemas, written here."""
+"""Other people's data sets, mapped to our records: small files written here."""
 
 import gzip
 import json
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_helpers.models import load_tokenizer
 from rlhf_helpers.reward_model import append_eos, encode_pairs
 from rlhf_helpers.scales import Scale
-from rlhf_helpers.schemas import DataError, candidate_texts, read_preferences, write_jsonl
-from rlhf_helpers.sources import (
-    ASSISTANT,
-    load_preferences,
-    rank_scores,
+from rlhf_helpers.schemas import (
+    DataError,
+    candidate_texts,
     rankings_to_preferences,
-    shared_prompt,
-    standardise_by_annotator,
-    to_preferences,
+    read_preferences,
+    write_jsonl,
 )
+from rlhf_helpers.sources import ASSISTANT, Loaded, convert, load_preferences, shared_prompt
 
 
 def dialogue(*turns: str) -> str:
@@ -33,6 +30,10 @@ def dialogue(*turns: str) -> str:
 def answers(record: dict) -> tuple[str, str]:
     """The chosen and the rejected answer."""
     return record[f"candidate_{record['choice']}"], record[f"candidate_{1 - record['choice']}"]
+
+
+def as_preferences(rows: list) -> Loaded:
+    return convert(rows, "preferences")
 
 
 def write(path: Path, *lines) -> Path:
@@ -49,7 +50,7 @@ def test_what_two_dialogues_share_is_the_prompt():
         "chosen": dialogue("Hi", "Hello", "A pie?", "Take six apples."),
         "rejected": dialogue("Hi", "Hello", "A pie?", "Take a hike."),
     }
-    loaded = to_preferences([row])
+    loaded = as_preferences([row])
     (record,) = loaded.records
     assert record["input_text"] == dialogue("Hi", "Hello", "A pie?") + ASSISTANT
     assert answers(record) == ("Take six apples.", "Take a hike.")
@@ -62,14 +63,14 @@ def test_dialogues_that_part_early_keep_the_rest_of_both_as_answers():
         "chosen": dialogue("Hi", "Hello", "A pie?", "Apples."),
         "rejected": dialogue("Hi", "Go away"),
     }
-    (record,) = to_preferences([row]).records
+    (record,) = as_preferences([row]).records
     assert record["input_text"] == dialogue("Hi") + ASSISTANT
     assert answers(record) == ("Hello\n\nHuman: A pie?\n\nAssistant: Apples.", "Go away")
 
 
 def test_dialogues_without_a_common_turn_of_the_assistant_are_kept_and_noted():
     row = {"chosen": dialogue("A pie?", "Apples."), "rejected": dialogue("A cake?", "Flour.")}
-    loaded = to_preferences([row])
+    loaded = as_preferences([row])
     (record,) = loaded.records
     assert record["input_text"] == "\n\nHuman:"
     assert answers(record) == ("A pie?\n\nAssistant: Apples.", "A cake?\n\nAssistant: Flour.")
@@ -89,14 +90,18 @@ def test_what_cannot_be_used_is_counted_by_reason():
         ["a list"],
         {**good, "chosen": dialogue("A pie?", ""), "rejected": dialogue("A pie?", "no") + "!"},
     ]
-    loaded = to_preferences(rows)
+    loaded = as_preferences(rows)
     assert (len(loaded.records), loaded.read) == (1, 8)
     assert loaded.dropped == {
-        "an empty answer": 2, "equal answers": 1, "no common beginning": 1,
-        "a dialogue that is no text": 1, "fields of no known schema": 1, "not a JSON object": 1,
-    }  # fmt: skip
+        "an empty answer": 2,
+        "equal answers": 1,
+        "no common beginning": 1,
+        "a dialogue that is no text": 1,
+        "fields of no known shape": 1,
+        "not a JSON object": 1,
+    }
     assert loaded.read == len(loaded.records) + loaded.dropped.total()
-    assert str(loaded).startswith("1 pairs from 8 records; dropped 2: an empty answer; dropped 1")
+    assert str(loaded).startswith("1 records from 8 rows; dropped 2: an empty answer; dropped 1")
 
 
 def test_other_fields_and_the_choice_s_place_survive():
@@ -104,7 +109,7 @@ def test_other_fields_and_the_choice_s_place_survive():
         {"chosen": dialogue("Hi", "y" * n), "rejected": dialogue("Hi", "n"), "subset": "harmless"}
         for n in range(2, 22)
     ]
-    records = to_preferences(rows).records
+    records = as_preferences(rows).records
     assert {record["choice"] for record in records} == {0, 1}
     assert all(answers(record)[1] == "n" for record in records)
     assert all(record["subset"] == "harmless" and "chosen" not in record for record in records)
@@ -151,7 +156,7 @@ def test_pairs_that_differ_only_where_they_are_cut_are_dropped_in_training():
         {"chosen": dialogue("Hi", "One" + same_end), "rejected": dialogue("Hi", "Two" + same_end)},
         {"chosen": dialogue("Hi", "yes"), "rejected": dialogue("Hi", "no")},
     ]
-    records = to_preferences(rows).records
+    records = as_preferences(rows).records
     assert len(records) == 2
     assert len(encode_pairs(records, append_eos(load_tokenizer(Scale().base_model), 24))) == 1
 
@@ -165,19 +170,32 @@ VERTEX = {"input_text": "a post", "candidate_0": "one", "candidate_1": "two", "c
 def test_vertex_records_stay_as_they_are_and_bad_ones_are_counted(tmp_path):
     path = write(
         tmp_path / "vertex.jsonl",
-        "\ufeff" + json.dumps({**VERTEX, "extra": [1]}), {**VERTEX, "choice": 2},
-        {**VERTEX, "choice": True}, {**VERTEX, "candidate_1": " "},
+        "\ufeff" + json.dumps({**VERTEX, "extra": [1]}),
+        {**VERTEX, "choice": 2},
+        {**VERTEX, "choice": True},
+        {**VERTEX, "candidate_1": " "},
         {**VERTEX, "candidate_1": "one "},
-        {**VERTEX, "candidate_1": None}, {"candidate_0": "a", "candidate_1": "b", "choice": 0},
-        "", "not JSON", '"a text"', '{"input_text": "\\ud800"}', {**VERTEX, "margin": -1},
-    )  # fmt: skip
+        {**VERTEX, "candidate_1": None},
+        {**VERTEX, "input_text": ""},
+        {"candidate_0": "a", "candidate_1": "b", "choice": 0},
+        "",
+        "not JSON",
+        '"a text"',
+        '{"input_text": "\\ud800"}',
+        {**VERTEX, "margin": -1},
+    )
     loaded = load_preferences(path)
     assert loaded.records == [{**VERTEX, "extra": [1]}]
     assert loaded.dropped == {
-        "bad or missing `choice`": 2, "an empty answer": 1, "equal answers": 1,
-        "bad or missing `candidate_1`": 1, "bad or missing `input_text`": 1,
-        "not a JSON object": 3, "bad or missing `margin`": 1,
-    }  # fmt: skip
+        "bad or missing `choice`": 2,
+        "an empty answer": 1,
+        "equal answers": 1,
+        "bad or missing `candidate_1`": 1,
+        "bad or missing `input_text`": 1,
+        "fields of no known shape": 1,
+        "not a JSON object": 3,
+        "bad or missing `margin`": 1,
+    }
 
 
 RANKING = {"input_text": "a post", "candidates": ["a", "b", "c"], "ranking": [2, [0, 1]]}
@@ -185,7 +203,7 @@ RANKING = {"input_text": "a post", "candidates": ["a", "b", "c"], "ranking": [2,
 
 def test_a_ranking_gives_all_its_pairs():
     tied = {**RANKING, "ranking": [[0, 1, 2]]}
-    loaded = to_preferences([RANKING, tied, {**RANKING, "ranking": [0, 1]}])
+    loaded = as_preferences([RANKING, tied, {**RANKING, "ranking": [0, 1]}])
     assert [answers(record) for record in loaded.records] == [("c", "a"), ("c", "b")]
     assert loaded.records == rankings_to_preferences([RANKING, tied])
     assert loaded.dropped == {"a ranking that prefers nothing": 1, "bad or missing `ranking`": 1}
@@ -194,32 +212,12 @@ def test_a_ranking_gives_all_its_pairs():
 
 def test_a_file_of_which_nothing_can_be_used_is_an_error(tmp_path):
     path = write(tmp_path / "none.jsonl", {"a": 1}, {"a": 2})
-    with pytest.raises(
-        DataError, match=r"no usable preference\. 0 pairs from 2 records; dropped 2"
-    ):
+    with pytest.raises(DataError, match=r"no usable preference\. 0 records from 2 rows; dropped 2"):
         load_preferences(path)
-    with pytest.raises(DataError, match=r"missing.jsonl: cannot be read"):
+    with pytest.raises(DataError, match=r"missing.jsonl: no such file"):
         load_preferences(tmp_path / "missing.jsonl")
-    (tmp_path / "broken.gz").write_bytes(b"no gzip")
-    with pytest.raises(DataError, match="cannot be read"):
-        load_preferences(tmp_path / "broken.gz")
-
-
-# Ranks as scores
-
-
-def test_ranks_become_evenly_spaced_scores_and_ties_share_theirs():
-    assert rank_scores([1, 0]) == [0.0, 1.0]
-    assert rank_scores([2, 0, 4, 1, 3]) == [0.75, 0.25, 1.0, 0.0, 0.5]
-    assert rank_scores([2, [0, 3], 1]) == pytest.approx([0.5, 0.0, 1.0, 0.5])
-    assert rank_scores([[0, 1, 2]]) == [0.5] * 3
-
-
-def test_scores_are_standardised_annotator_by_annotator():
-    scores = [1.0, 5.0, 2.0, 9.0, 3.0, 5.0, 9.0]
-    annotators = ["ada", "ben", "ada", "cleo", "ada", "ben", "cleo"]
-    found = standardise_by_annotator(scores, annotators)
-    ada = torch.tensor([found[i] for i in (0, 2, 4)])
-    assert ada.tolist() == pytest.approx([-(1.5**0.5), 0, 1.5**0.5])
-    assert ada.std(correction=0).item() == pytest.approx(1)
-    assert [found[i] for i in (1, 3, 5, 6)] == [0.0] * 4  # who always says the same says nothing
+    whole = gzip.compress(b'{"a": 1}' * 9)
+    for content in (b"no gzip", whole[:-4], whole[:12] + b"\xff" * 9):
+        (tmp_path / "broken.gz").write_bytes(content)
+        with pytest.raises(DataError, match=r"broken\.gz: cannot be read \(\w"):
+            load_preferences(tmp_path / "broken.gz")

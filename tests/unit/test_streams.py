@@ -184,7 +184,7 @@ def test_a_data_set_of_the_hub_may_be_jsonl_whose_columns_only_its_rows_tell(hub
 
 
 def test_the_hub_may_tell_the_number_of_rows(hub):
-    with pytest.raises(DataError, match="does not tell its number of rows"):
+    with pytest.raises(DataError, match="does not state its number of rows"):
         count_rows("hf://org/name")
     splits = "splits:\n  - name: train\n    num_examples: 5\n    num_bytes: 1\n"
     (hub / "README.md").write_text(f"---\ndataset_info:\n  {splits}---\n")
@@ -305,8 +305,10 @@ def test_ten_times_the_rows_take_no_more_memory(form, tmp_path):
         data = WRITERS[form](orca(rows), tmp_path / f"{rows}-{form}")
         done = subprocess.run(
             [sys.executable, script, "--measure", data, "demonstrations"],
-            stdout=subprocess.PIPE, text=True, check=True,
-        )  # fmt: skip
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
         read, peak, _ = map(float, done.stdout.split())
         assert read == rows
         peaks.append(peak)
