@@ -119,9 +119,13 @@ class PreferenceLabeler(widgets.VBox):
         input_text, candidate_0, candidate_1 = pair_of(pair)
         lot = random.Random(f"{seed}/{self.annotator}/{pair_of(pair)}")
         judgement = Judgement(
-            input_text=input_text, candidate_0=candidate_0, candidate_1=candidate_1,
-            shown_first=lot.randrange(2), annotator=self.annotator, choice=None,
-        )  # fmt: skip
+            input_text=input_text,
+            candidate_0=candidate_0,
+            candidate_1=candidate_1,
+            shown_first=lot.randrange(2),
+            annotator=self.annotator,
+            choice=None,
+        )
         try:
             check_judgement(dict(judgement))
         except DataError as error:

@@ -20,21 +20,16 @@ from rlhf_helpers.checks.pipelines import (
     runs_again,
     training_steps,
 )
+from rlhf_helpers.checks.ppo import clipped_loss, gae, hacking_curve, masked_mean
 from rlhf_helpers.checks.rest import expected_best, improve_loss, kept_share_ratio
-from rlhf_helpers.checks.rlaif import expected_agreement, label_probability, questions_asked
-from rlhf_helpers.checks.training import (
+from rlhf_helpers.checks.reward_model import (
     bradley_terry_loss,
-    clipped_loss,
-    gae,
-    hacking_curve,
     kwise_loss,
-    labels,
     last_token_score,
-    lora_parameters,
-    masked_mean,
     score_gap,
-    weights_in_gigabytes,
 )
+from rlhf_helpers.checks.rlaif import expected_agreement, label_probability, questions_asked
+from rlhf_helpers.checks.sft import labels, lora_parameters, weights_in_gigabytes
 
 __all__ = [
     "Feedback",

@@ -39,7 +39,7 @@ def valid_together(answer: Any) -> Feedback:
         },
         "Right. The pipeline's account needs rights in one bucket, and nothing leaves its region.",
         "In gs://BUCKET/FOLDER/FILE, the bucket is path.split('/')[2]; all paths begin with gs://.",
-    )  # fmt: skip
+    )
 
 
 def least_roles(answer: Any) -> Feedback:
@@ -62,8 +62,11 @@ def least_roles(answer: Any) -> Feedback:
 
 def weekend_cost(answer: Any) -> Feedback:
     """`answer` is the price of 63 hours at 4 dollars: 252."""
-    return try_number(
-        answer, 252, 252, "Right: 63 hours, asked or not. Undeploy first, then go home.",
-        "Count from Friday 18:00: 6 hours, two whole days, and 9 hours of Monday, times the price.",
-        "It was deployed on Friday at 18:00 and is undeployed on Monday at 9:00: 6 + 48 + 9 hours.",
-    )  # fmt: skip
+    praise = "Right: 63 hours, asked or not. Undeploy first, then go home."
+    too_low = (
+        "Count from Friday 18:00: 6 hours, two whole days, and 9 hours of Monday, times the price."
+    )
+    too_high = (
+        "It was deployed on Friday at 18:00 and is undeployed on Monday at 9:00: 6 + 48 + 9 hours."
+    )
+    return try_number(answer, 252, 252, praise, too_low, too_high)

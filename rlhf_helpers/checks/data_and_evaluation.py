@@ -43,11 +43,12 @@ def beta_for_share(answer: Any, reference: Sequence[float], rewards: Sequence[fl
     gains = np.asarray(rewards) - np.max(np.asarray(rewards))
     weights = np.asarray(reference) * np.exp(gains / answer)
     share = weights[gains.argmax()] / weights.sum()
-    return try_number(
-        100 * float(share), 88, 92, f"Right: the best answer gets {share:.0%}.",
-        "That is the best answer's share in percent. Lower beta: the reward decides more.",
-        "That is the best answer's share in percent. Raise beta: the reference holds it back.",
-    )  # fmt: skip
+    praise = f"Right: the best answer gets {share:.0%}."
+    too_low = "That is the best answer's share in percent. Lower beta: the reward decides more."
+    too_high = (
+        "That is the best answer's share in percent. Raise beta: the reference holds it back."
+    )
+    return try_number(100 * float(share), 88, 92, praise, too_low, too_high)
 
 
 def preference_record(answer: Any) -> Feedback:
@@ -198,8 +199,7 @@ def precision_recall(answer: Any) -> Feedback:
 
 def prompts_needed(answer: Any) -> Feedback:
     """`answer`: prompts for a 95% interval of three points either way around a half: 1,067."""
-    return try_number(
-        answer, 1000, 1150, "Right: about (1.96 / 0.03)² / 4. Half the interval costs four times.",
-        "The half-width is 1.96 · sqrt(0.25 / n). Solve for n where it is 0.03.",
-        "Fewer will do: solve 1.96 · sqrt(0.25 / n) = 0.03 for n.",
-    )  # fmt: skip
+    praise = "Right: about (1.96 / 0.03)² / 4. Half the interval costs four times."
+    too_low = "The half-width is 1.96 · sqrt(0.25 / n). Solve for n where it is 0.03."
+    too_high = "Fewer will do: solve 1.96 · sqrt(0.25 / n) = 0.03 for n."
+    return try_number(answer, 1000, 1150, praise, too_low, too_high)

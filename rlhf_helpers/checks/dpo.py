@@ -47,9 +47,11 @@ def dpo_loss(answer: Any) -> Feedback:
         return -logsigmoid(beta * ((chosen - ref_c) - (rejected - ref_r))).mean()
 
     sums = (
-        torch.tensor([-5.0, -9.0]), torch.tensor([-8.0, -4.0]),
-        torch.tensor([-6.0, -9.5]), torch.tensor([-7.0, -6.0]),
-    )  # fmt: skip
+        torch.tensor([-5.0, -9.0]),
+        torch.tensor([-8.0, -4.0]),
+        torch.tensor([-6.0, -9.5]),
+        torch.tensor([-7.0, -6.0]),
+    )
     far = tuple(torch.tensor([value]) for value in (-900.0, -10.0, -20.0, -800.0))
     return try_function(
         answer,
@@ -78,9 +80,9 @@ def dpo_loss(answer: Any) -> Feedback:
 
 def log_ratio_gap(answer: Any) -> Feedback:
     """`answer`: nats between the log ratios of a pair that is 90% sure, with beta 0.5: 4.4."""
-    return try_number(
-        answer, 4.2, 4.6,
-        "Right: log(9) / 0.5. With beta 0.05 it is 44 nats: a low beta lets the policy go far.",
-        "sigmoid(beta * gap) = 0.9. L7 solved it without beta; here beta makes the gap *longer*.",
-        "sigmoid(beta * gap) = 0.9: log(0.9 / 0.1) divided by beta.",
-    )  # fmt: skip
+    praise = "Right: log(9) / 0.5. With beta 0.05 it is 44 nats: a low beta lets the policy go far."
+    too_low = (
+        "sigmoid(beta * gap) = 0.9. L7 solved it without beta; here beta makes the gap *longer*."
+    )
+    too_high = "sigmoid(beta * gap) = 0.9: log(0.9 / 0.1) divided by beta."
+    return try_number(answer, 4.2, 4.6, praise, too_low, too_high)

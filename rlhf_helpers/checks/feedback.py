@@ -72,11 +72,7 @@ def try_number(
 def same(got: Any, wanted: Any) -> bool:
     """Equal up to rounding: numbers, arrays, tensors, lists, and tuples of them."""
     if isinstance(wanted, tuple):
-        return (
-            isinstance(got, tuple)
-            and len(got) == len(wanted)
-            and all(map(same, got, wanted))
-        )  # fmt: skip
+        return isinstance(got, tuple) and len(got) == len(wanted) and all(map(same, got, wanted))
     try:
         got, wanted = np.asarray(got, dtype=float), np.asarray(wanted, dtype=float)
     except (TypeError, ValueError, RuntimeError):

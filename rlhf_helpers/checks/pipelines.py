@@ -86,9 +86,10 @@ def runs_again(answer: Any) -> Feedback:
     """`answer` is the set of steps that a changed kl_coeff makes run again."""
     if not isinstance(answer, set | list | tuple) or not set(answer) <= STEPS:
         return Feedback(
-            False, f"This is {answer!r}, not a set of steps.",
+            False,
+            f"This is {answer!r}, not a set of steps.",
             f"Choose among {', '.join(sorted(STEPS))}.",
-        )  # fmt: skip
+        )
     right = {"reinforcement-learning", "bulk-inference-tuned", "evaluation"}
     if missing := sorted(right - set(answer)):
         hint = "A step runs again, too, if what it reads has been made anew: follow the arrows."

@@ -45,13 +45,13 @@ def improve_loss(answer: Any) -> Feedback:
 
 def kept_share_ratio(answer: Any) -> Feedback:
     """`answer`: how often N(1, 1) is above 1, over how often N(0, 1) is: 0.5 / 0.159 = 3.15."""
-    return try_number(
-        answer, 2.9, 3.4,
+    praise = (
         "Right: from 16% to half. A threshold that stands still soon keeps almost everything, and "
-        "that is why it has to rise.",
-        "Half of a normal distribution is above its mean; above one deviation more are 16%.",
-        "Above the mean is one half, above one deviation more 16%: divide the two.",
-    )  # fmt: skip
+        "that is why it has to rise."
+    )
+    too_low = "Half of a normal distribution is above its mean; above one deviation more are 16%."
+    too_high = "Above the mean is one half, above one deviation more 16%: divide the two."
+    return try_number(answer, 2.9, 3.4, praise, too_low, too_high)
 
 
 def expected_best(answer: Any) -> Feedback:

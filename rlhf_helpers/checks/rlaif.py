@@ -62,8 +62,7 @@ def expected_agreement(answer: Any) -> Feedback:
 
 def questions_asked(answer: Any) -> Feedback:
     """`answer`: questions for 2,500 rankings of four, every pair of a ranking in both orders."""
-    return try_number(
-        answer, 30_000, 30_000, "Right: six pairs a ranking, two orders a pair.",
-        "Four answers make six pairs, and each is asked about twice.",
-        "Four answers make six pairs, not twelve or sixteen; each is asked about twice.",
-    )  # fmt: skip
+    praise = "Right: six pairs a ranking, two orders a pair."
+    too_low = "Four answers make six pairs, and each is asked about twice."
+    too_high = "Four answers make six pairs, not twelve or sixteen; each is asked about twice."
+    return try_number(answer, 30_000, 30_000, praise, too_low, too_high)

@@ -225,5 +225,10 @@ def _texts(table: pd.DataFrame) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[pd.DataFrame], Iterator[Finding]], ...] = (
-    _kl, _overoptimised, _reward, _updates, _values, _texts,
-)  # fmt: skip
+    _kl,
+    _overoptimised,
+    _reward,
+    _updates,
+    _values,
+    _texts,
+)

@@ -81,9 +81,12 @@ def perplexity(
     for start in range(0, len(ordered), batch_size):
         batch = tokenizer(
             [text + tokenizer.eos_token for text in ordered[start : start + batch_size]],
-            padding=True, padding_side="right", truncation=True, max_length=MAX_TOKENS,
+            padding=True,
+            padding_side="right",
+            truncation=True,
+            max_length=MAX_TOKENS,
             return_tensors="pt",
-        ).to(policy.device)  # fmt: skip
+        ).to(policy.device)
         ids, mask = batch["input_ids"], batch["attention_mask"]
         logits = policy(input_ids=ids, attention_mask=mask, use_cache=False).logits
         counted = int(mask[:, 1:].sum())

@@ -56,15 +56,9 @@ def evaluate_policy(
     `gold`.
     """
     texts = [format_prompt(record["input_text"], instruction) for record in prompts]
-    responses = generation.respond(
-        policy,
-        tokenizer,
-        texts,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
-        reference=reference if temperature == 1.0 else None,
-    )
+    settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    compared = reference if temperature == 1.0 else None
+    responses = generation.respond(policy, tokenizer, texts, reference=compared, **settings)
     columns: dict[str, Sequence] = {
         "prompt": texts,
         "response": [text.strip() for text in responses.texts],
@@ -74,9 +68,8 @@ def evaluate_policy(
     if responses.log_ratios:
         columns["kl"] = responses.log_ratios
     if reward_model is not None:
-        columns["reward"] = reward_model(
-            [a + b for a, b in zip(texts, responses.texts, strict=True)]
-        )
+        whole = [text + answer for text, answer in zip(texts, responses.texts, strict=True)]
+        columns["reward"] = reward_model(whole)
     if gold is not None:
         columns |= gold(texts, columns["response"])
     table = pd.DataFrame(columns)

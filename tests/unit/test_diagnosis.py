@@ -57,24 +57,36 @@ PROVOKED = {
     "learning_rate_high": [
         ("KL explodes", "27.52 nats a response, late", "lower the learning rate"),
         ("reward falls", "from 0.68 to -1.84", "Lower the learning rate"),
-        ("the learning rate is too high", "clip fraction 0.159, approx_kl 0.208 nats a token",
-         "Divide the learning rate by 3"),
+        (
+            "the learning rate is too high",
+            "clip fraction 0.159, approx_kl 0.208 nats a token",
+            "Divide the learning rate by 3",
+        ),
     ],
     "learning_rate_low": [
-        ("the learning rate is too low", "clip fraction 0, KL 0.000 nats a response",
-         "Multiply the learning rate by 3"),
+        (
+            "the learning rate is too low",
+            "clip fraction 0, KL 0.000 nats a response",
+            "Multiply the learning rate by 3",
+        ),
     ],
     "many_epochs": [
         ("KL explodes", "225.63 nats a response, late", "take fewer steps"),
         ("reward falls", "from 1.07 to -4.77", "Lower the learning rate"),
-        ("updates are too large", "clip fraction 0.248, approx_kl 0.220 nats a token",
-         "fewer ppo_epochs"),
+        (
+            "updates are too large",
+            "clip fraction 0.248, approx_kl 0.220 nats a token",
+            "fewer ppo_epochs",
+        ),
         ("responses grow", "from 17 to 32 tokens", "length_bias"),
         ("do not end by themselves", "50% end, late", "missing_eos_penalty"),
     ],
     "no_value_loss": [
-        ("value function explains nothing", "explained variance 0.00, over the second half",
-         "Raise value_learning_rate or vf_coef"),
+        (
+            "value function explains nothing",
+            "explained variance 0.00, over the second half",
+            "Raise value_learning_rate or vf_coef",
+        ),
     ],
     "one_answer_rewarded": [  # it collapses, and then is driven into nonsense
         ("KL explodes", "108.69 nats a response, late", "Raise kl_coef"),
@@ -90,10 +102,13 @@ PROVOKED = {
         ("reward model is near chance", "accuracy 0.49, late", "how often two people agree"),
     ],
     "half_precision": [
-        ("policy_loss, value_loss, entropy, approx_kl, grad_norm is not a finite number",
-         "from step 3 on", "leave half precision"),
+        (
+            "policy_loss, value_loss, entropy, approx_kl, grad_norm is not a finite number",
+            "from step 3 on",
+            "leave half precision",
+        ),
     ],
-}  # fmt: skip
+}
 
 
 def test_healthy_numbers_have_no_finding():
@@ -135,13 +150,14 @@ WRONG = {
     "reward falls": ({"reward_mean": lambda t: 1 - t}, "from 0.89 to 0.14"),
     "updates are too large": ({"clip_fraction": lambda t: 0.4}, "clip fraction 0.400"),
     "does not move": (
-        {"clip_fraction": lambda t: 0.0, "kl": lambda t: 0.0}, "clip fraction 0, KL 0.000",
+        {"clip_fraction": lambda t: 0.0, "kl": lambda t: 0.0},
+        "clip fraction 0, KL 0.000",
     ),
     "value function explains nothing": ({"explained_variance": lambda t: 0.0}, "0.00"),
     "entropy collapses": ({"entropy": lambda t: 0.45 * (1 - t)}, "from 0.40 to 0.06"),
     "responses grow": ({"response_length": lambda t: 16 + 30 * t}, "from 19 to 42 tokens"),
     "do not end by themselves": ({"eos_rate": lambda t: 1 - t}, "14% end"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", WRONG)

@@ -78,8 +78,11 @@ def test_the_standard_error_of_a_mean():
 
 def preference(first: str, second: str, choice: int, input_text: str = POST) -> dict:
     return {
-        "input_text": input_text, "candidate_0": first, "candidate_1": second, "choice": choice,
-    }  # fmt: skip
+        "input_text": input_text,
+        "candidate_0": first,
+        "candidate_1": second,
+        "choice": choice,
+    }
 
 
 PAIRS = [
@@ -160,10 +163,18 @@ def test_the_numbers_of_a_policy(answered):
     )
     assert metrics == pytest.approx(
         {
-            "length": 34, "eos_rate": 0.5, "kl": 1.5, "reward": 0.5, "covered": 3.5, "wrong": 0,
-            "words": (13 + 5) / 2, "gold": 3.25, "gold_se": 1.25, "prompts": 2,
+            "length": 34,
+            "eos_rate": 0.5,
+            "kl": 1.5,
+            "reward": 0.5,
+            "covered": 3.5,
+            "wrong": 0,
+            "words": (13 + 5) / 2,
+            "gold": 3.25,
+            "gold_se": 1.25,
+            "prompts": 2,
         }
-    )  # fmt: skip
+    )
     assert list(table["prompt"]) == [format_prompt(POST)] * 2
     assert list(table["response"]) == [PERFECT, SHORT]
     assert list(table["gold"]) == pytest.approx([4.5, 2.0])

@@ -47,8 +47,9 @@ def test_a_row_a_point_with_step_time_and_value(tmp_path):
     table = read_tensorboard(tmp_path)
     assert list(table.columns) == ["run", "tag", "step", "wall_time", "value"]
     assert table.values.tolist() == [
-        [".", "ppo/kl", 3, 1003.0, 0.5], [".", "ppo/kl", 4, 1004.0, 0.25],
-    ]  # fmt: skip
+        [".", "ppo/kl", 3, 1003.0, 0.5],
+        [".", "ppo/kl", 4, 1004.0, 0.25],
+    ]
 
 
 def test_scalars_stored_as_tensors_are_scalars(tmp_path):
@@ -63,8 +64,11 @@ def test_scalars_stored_as_tensors_are_scalars(tmp_path):
     )
     table = read_tensorboard(tmp_path)
     assert dict(zip(table["tag"], table["value"], strict=True)) == {
-        "rank_loss": 0.5, "reward": 1.5, "global_step": 7.0, "rl_loss": 2.5,
-    }  # fmt: skip
+        "rank_loss": 0.5,
+        "reward": 1.5,
+        "global_step": 7.0,
+        "rl_loss": 2.5,
+    }
     assert table["step"].tolist() == [0, 1, 2, 3]
     assert table["wall_time"].tolist() == [2000.0, 2001.0, 2002.0, 2003.0]
 
@@ -97,8 +101,10 @@ def test_each_sub_folder_is_a_run(tmp_path):
     write_scalars(tmp_path / "seed2", "kl", [2.0])
     table = read_tensorboard(tmp_path)
     assert dict(zip(table["run"], table["value"], strict=True)) == {
-        ".": 0.0, "seed1/ppo": 1.0, "seed2": 2.0,
-    }  # fmt: skip
+        ".": 0.0,
+        "seed1/ppo": 1.0,
+        "seed2": 2.0,
+    }
 
 
 def test_a_restarted_job_that_marks_its_sessions_counts_each_step_once(tmp_path):

@@ -30,18 +30,27 @@ from rlhf_helpers.schemas import DataError
 SHIPPED = data_dir() / "summarize" / "judgements.jsonl"
 RARE = 'a\u2028b\u0085c\r\nd <b>&amp;</b> \U0001f600 漢字 \\ "'
 JUDGEMENT = {
-    "input_text": "a post [summary]: ", "candidate_0": "x", "candidate_1": "y",
-    "shown_first": 1, "annotator": "ann", "choice": 0,
-}  # fmt: skip
+    "input_text": "a post [summary]: ",
+    "candidate_0": "x",
+    "candidate_1": "y",
+    "shown_first": 1,
+    "annotator": "ann",
+    "choice": 0,
+}
 
 
 def make_pairs(count):
     """Preferences, whose choice and annotator must not leak into what is judged."""
     return [
-        {"input_text": f"post {i}", "candidate_0": f"bad {i}", "candidate_1": f"good {i}",
-         "choice": 1, "annotator": "somebody else"}
+        {
+            "input_text": f"post {i}",
+            "candidate_0": f"bad {i}",
+            "candidate_1": f"good {i}",
+            "choice": 1,
+            "annotator": "somebody else",
+        }
         for i in range(count)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture

@@ -177,10 +177,12 @@ def no_value_behind(rewards, values, gamma, lam):
 
 CAT = {"input_text": "p [summary]: ", "candidate_0": "My cat stares.", "candidate_1": "It rained."}
 GOOGLE = {
-    "preference_dataset": "gs://b/pairs.jsonl", "prompt_dataset": "gs://b/prompts.jsonl",
-    "large_model_reference": "llama-2-7b", "reward_model_train_steps": 940,
+    "preference_dataset": "gs://b/pairs.jsonl",
+    "prompt_dataset": "gs://b/prompts.jsonl",
+    "large_model_reference": "llama-2-7b",
+    "reward_model_train_steps": 940,
     "reinforcement_learning_train_steps": 320,
-}  # fmt: skip
+}
 PPO = ["reinforcement-learning", "bulk-inference-tuned", "evaluation"]
 GOLD = [1.5, 2.0, 2.5, 2.0, 0.0, -3.0, -6.0]
 # check, a wrong answer, other arguments, a word that the hint must hold
@@ -195,8 +197,10 @@ WRONG = [
     (
         "longer_wins",
         lambda records: np.mean(
-            [len(r[f"candidate_{r['choice']}"]) > len(r[f"candidate_{1 - r['choice']}"])
-             for r in records]
+            [
+                len(r[f"candidate_{r['choice']}"]) > len(r[f"candidate_{1 - r['choice']}"])
+                for r in records
+            ]
         ),
         [],
         "equal length",
@@ -213,8 +217,12 @@ WRONG = [
         [],
         "wrong way round",
     ),
-    ("precision_recall", lambda s, t: ((s == t).sum() / s.sum(), (s == t).sum() / t.sum()), [],
-     "hits"),
+    (
+        "precision_recall",
+        lambda s, t: ((s == t).sum() / s.sum(), (s == t).sum() / t.sum()),
+        [],
+        "hits",
+    ),
     ("prompts_needed", 100, [], "0.03"),
     ("prompts_needed", 10_000, [], "Fewer"),
     ("labels", lambda p, r, eos: (p + r, [-100] * len(p) + r), [], "never to stop"),
@@ -226,10 +234,18 @@ WRONG = [
     ("bradley_terry_loss", lambda c, r: logits_loss(r, c).mean(), [], "chosen - rejected"),
     ("bradley_terry_loss", lambda c, r: logits_loss(c, r).sum(), [], "Average"),
     ("bradley_terry_loss", lambda c, r: -torch.sigmoid(c - r).log().mean(), [], "stable"),
-    ("kwise_loss", lambda s, ranking: logits_loss(s[ranking][:-1], s[ranking][1:]).mean(), [],
-     "neighbours"),
-    ("kwise_loss", lambda s, ranking: logits_loss(*torch.combinations(s).T).mean(), [],
-     "best first"),
+    (
+        "kwise_loss",
+        lambda s, ranking: logits_loss(s[ranking][:-1], s[ranking][1:]).mean(),
+        [],
+        "neighbours",
+    ),
+    (
+        "kwise_loss",
+        lambda s, ranking: logits_loss(*torch.combinations(s).T).mean(),
+        [],
+        "best first",
+    ),
     ("score_gap", 0.9, [], "log"),
     ("score_gap", 9, [], "log"),
     ("last_token_score", lambda s, m: s[:, -1], [], "padding"),
@@ -284,7 +300,7 @@ WRONG = [
     ("valid_together", lambda paths: all(p.startswith("gs://mine") for p in paths), [], "whole"),
     ("weekend_cost", 4 * 48, [], "9 hours of Monday"),
     ("weekend_cost", 4 * 72, [], "Monday at 9:00"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("check", "answer", "others", "word"), WRONG)

@@ -179,9 +179,14 @@ def test_differences_between_two_answers_are_marked_word_by_word():
 
 
 NASTY = [
-    "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "</td></table><h1>big</h1>",
-    "a < b && c > d", "&lt;b&gt;", "<mark>not mine</mark>", "{x} %s $x$ 'q' \"q\"",
-]  # fmt: skip
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "</td></table><h1>big</h1>",
+    "a < b && c > d",
+    "&lt;b&gt;",
+    "<mark>not mine</mark>",
+    "{x} %s $x$ 'q' \"q\"",
+]
 
 
 @pytest.mark.parametrize("text", NASTY)

@@ -135,10 +135,13 @@ def test_a_model_that_counts_words_is_found_out():
 def test_accuracy_by_fault_tells_which_mistakes_a_model_makes():
     too_long = PERFECT.replace("yelling.", "yelling, " + "tried yelling, " * 9 + "tried yelling.")
     records = [
-        pair(PERFECT, MISSING), pair(MISSING, PERFECT), pair(PERFECT, WRONG),
-        pair(RAMBLING, PERFECT), pair(PERFECT, too_long),
+        pair(PERFECT, MISSING),
+        pair(MISSING, PERFECT),
+        pair(PERFECT, WRONG),
+        pair(RAMBLING, PERFECT),
+        pair(PERFECT, too_long),
         pair(PERFECT, PERFECT.replace("for two years", "(two years)")),  # a tie
-    ]  # fmt: skip
+    ]
     scores = {"score_0": [1, 1, 0, 0, 0, 0], "score_1": [0, 0, 1, 1, 1, 1]}
     worth = {f"gold_{i}": [gold(POST, r[f"candidate_{i}"]) for r in records] for i in (0, 1)}
     found = trust.accuracy_by_fault(pd.DataFrame(scores | worth), records, fault_columns)
@@ -160,19 +163,30 @@ def config(folder, records: list[dict]) -> RewardConfig:
     write_jsonl(folder / "prompts.jsonl", [{"input_text": f"number {i}"} for i in range(4)])
     base = Scale().base_model
     return RewardConfig(
-        model=base, sft_model=base, data=folder / "pairs.jsonl", prompts=folder / "prompts.jsonl",
-        output_dir=folder / "out", batch_size=8, max_length=32, max_new_tokens=4, warmup_steps=0,
-    )  # fmt: skip
+        model=base,
+        sft_model=base,
+        data=folder / "pairs.jsonl",
+        prompts=folder / "prompts.jsonl",
+        output_dir=folder / "out",
+        batch_size=8,
+        max_length=32,
+        max_new_tokens=4,
+        warmup_steps=0,
+    )
 
 
 def toy(count: int = 40) -> list[dict]:
     """Pairs of `yes` and `no`; `yes` is better."""
     words = [("yes", "no"), ("no", "yes")]
     return [
-        {"input_text": "a post", "candidate_0": f"{words[i % 2][0]} {i}",
-         "candidate_1": f"{words[i % 2][1]} {i}", "choice": i % 2}
+        {
+            "input_text": "a post",
+            "candidate_0": f"{words[i % 2][0]} {i}",
+            "candidate_1": f"{words[i % 2][1]} {i}",
+            "choice": i % 2,
+        }
         for i in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def test_a_learning_curve_trains_every_size_for_long_enough(tmp_path):
