@@ -1,4 +1,4 @@
-"""What people (or rules) said of pairs of answers: the record and its file.
+"""Judgements of pairs of answers by people or rules: the record and its file.
 
 A judgement file is a JSONL file that only ever grows: each judgement is one line, safe on the disk
 before the next pair is shown. To undo one, a line is added that retracts it. Several annotators may
@@ -58,9 +58,9 @@ def check_judgement(record: Record) -> None:
 
 
 def read_judgements(path: StrPath) -> list[Judgement]:
-    """Read the judgements that stand, skips among them; raise `DataError` on a bad record.
+    """Read the judgements that are in force, skips included; raise `DataError` on a bad record.
 
-    What was undone is left out, and of several by one annotator on one pair the last one stands.
+    Retracted judgements are left out; of several by one annotator on one pair the last one counts.
     """
     standing: dict[tuple[str, Pair], Judgement] = {}
     for record in read_records(path, check_judgement):
@@ -72,10 +72,10 @@ def read_judgements(path: StrPath) -> list[Judgement]:
 
 
 def resume_judgements(path: StrPath) -> list[Judgement]:
-    """Read a file that is to be appended to; there may be none yet.
+    """Read a file that will be appended to; it need not exist yet.
 
     A half-written last line, left behind by a crash, is cut off with a warning. Raises `DataError`
-    where the file cannot be written, before anybody has judged in vain.
+    if the file cannot be written, before anybody spends time on judging.
     """
     with _open_to_append(path):
         return read_judgements(path) if os.path.getsize(path) else []
@@ -95,7 +95,7 @@ def append_judgement(path: StrPath, judgement: Judgement) -> None:
 
 @contextmanager
 def _open_to_append(path: StrPath) -> Iterator[BinaryIO]:
-    """The file, made if need be, with whole lines only, and nobody else's for the moment."""
+    """Open a file to append to, creating and repairing it if need be, under a lock."""
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         # Append mode alone keeps writers apart on most disks, but not where half a line is cut off.
@@ -110,7 +110,7 @@ def _open_to_append(path: StrPath) -> Iterator[BinaryIO]:
 
 
 def _mend(path: StrPath, file: BinaryIO) -> None:
-    """Let the file end in a whole line."""
+    """Make the file end in a whole line."""
     file.seek(0)
     last = file.read().rpartition(b"\n")[2]
     if not last:

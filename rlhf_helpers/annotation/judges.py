@@ -1,10 +1,11 @@
-"""Who is to say which answer is better? Judges of one kind: gold, reward model, human, LM.
+"""Judges of which answer is better, all with one interface: gold, reward model, people, LM.
 
-A judge sees a prompt and two answers, blind: in an order, without names. It returns P(the second
-is better), where 0.5 is a tie and NaN "not judged". `judge_pairs` shows it every pair in both
-orders and averages, since many judges lean to one side, whatever stands there (Zheng et al. 2023,
-"Judging LLM-as-a-judge"). For the win rate with its intervals: `win_rate(p, 1 - p)` of the
-`probability` column, after `dropna()` where people have not judged every pair.
+A judge sees a prompt and two answers in some order, and is not told which model wrote which. It
+returns P(the second is better), where 0.5 is a tie and NaN means "not judged". `judge_pairs` shows
+every pair in both orders and averages, since many judges prefer one position, whatever the answer
+(Zheng et al. 2023, "Judging LLM-as-a-judge"). The win rate with its intervals is
+`win_rate(p, 1 - p)` of the `probability` column, after `dropna()` if people have not judged every
+pair.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,11 +30,12 @@ Question = Callable[[str, str, str], str]  # prompt, first, second -> what a lan
 def judge_pairs(
     judge: Judge, prompts: Sequence[str], candidates_0: Sequence[str], candidates_1: Sequence[str]
 ) -> pd.DataFrame:
-    """What a judge says of N pairs, shown in both orders: a row a pair.
+    """Let a judge compare N pairs in both orders: a row a pair.
 
     All columns hold P(candidate 1 is better): `as_given` with candidate 0 shown first, `swapped`
-    with candidate 1 first, and `probability`, the mean of what was judged of the two. A judge that
-    sees only the position comes out at 0.5, a tie. Raises ValueError for what is no probability.
+    with candidate 1 first, and `probability`, the mean of the orders that were judged. A judge that
+    looks only at the position gets 0.5, a tie. Raises ValueError if a judge returns anything but
+    probabilities.
     """
     as_given = _checked(judge(prompts, candidates_0, candidates_1), len(prompts))
     swapped = 1 - _checked(judge(prompts, candidates_1, candidates_0), len(prompts))
@@ -53,11 +55,11 @@ def _checked(probabilities: Sequence[float], count: int) -> np.ndarray:
 
 
 def position_bias(verdicts: pd.DataFrame) -> dict[str, float]:
-    """How much the order of the answers decides, from the table of `judge_pairs`.
+    """How much a judge depends on the order of the answers, from the table of `judge_pairs`.
 
-    `first_rate`: how often a judge chooses what is shown first, a tie as half; 0.5 is unbiased.
-    `consistency`: on how many of the pairs judged in both orders it says the same (Zheng et al.
-    2023); NaN if there is no such pair.
+    `first_rate` is how often the judge chooses the answer shown first, a tie counting half; 0.5 is
+    unbiased. `consistency` is the share of the pairs judged in both orders on which the two
+    verdicts agree (Zheng et al. 2023); NaN if there is no such pair.
     """
     choices = np.sign(verdicts[["as_given", "swapped"]] - 0.5)
     first = pd.concat([-choices["as_given"], choices["swapped"]]).dropna()
@@ -69,7 +71,7 @@ def position_bias(verdicts: pd.DataFrame) -> dict[str, float]:
 
 
 def judge_agreement(verdicts: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """How often two judges say the same (0, 1 or a tie) of the pairs that both have judged.
+    """How often two judges give the same verdict (0, 1 or a tie) on the pairs both have judged.
 
     `verdicts` maps a judge's name to its table of `judge_pairs`, all of the same pairs in the same
     order. For the columns see `agreement_table`. Raises ValueError for tables of unequal length, or
@@ -118,12 +120,12 @@ def reward_judge(reward_model: RewardModel, instruction: str = "") -> Judge:
 
 
 def human_judge(judgements: Sequence[Mapping]) -> Judge:
-    """People, by what they have said before: NaN for a pair that none has seen in that order.
+    """People, by their recorded judgements: NaN for a pair that nobody has seen in that order.
 
     A judgement has `input_text`, `candidate_0`, `candidate_1`, `shown_first` (0 or 1: the candidate
     that was shown first), `choice` (0, 1, or None for a tie); one with an `action` ("skip") is no
-    judgement. Several of one pair are averaged, so select one `annotator` first to see that person
-    alone.
+    judgement. Several judgements of one pair are averaged, so select those of one `annotator` first
+    to see that person alone.
     """
     said: dict[tuple[str, ...], list[float]] = {}
     for record in judgements:
@@ -169,7 +171,7 @@ def language_model_judge(
     P(second) = pi(label 2) / (pi(label 1) + pi(label 2)), as in RLAIF (Lee et al. 2023); labels may
     have several tokens. For a chat model let `question` apply its chat template. The average over
     both orders in `judge_pairs` is above 0.5 exactly where the log-odds averaged over both are
-    above 0, so that a lean which adds the same to every log-odds cancels out.
+    above 0, so that a position bias which adds a constant to the log-odds cancels out.
     """
     policy.eval()
 

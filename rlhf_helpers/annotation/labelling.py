@@ -37,15 +37,15 @@ TOO_SOON = 0.3  # seconds after another one, an event is a double click or a key
 
 
 class PreferenceLabeler(widgets.VBox):
-    """Shows pairs of answers one by one, and appends each judgement to a file at once.
+    """A widget that shows pairs of answers one by one and appends each judgement to a file at once.
 
-    Which answer stands first is drawn by lot, by `seed`, for each annotator and pair. What the
-    annotator has judged before, in this file, is not asked again. Where nobody sits in front of
-    the notebook (`runs.is_headless`), the judgements in the file `replay`, all by one annotator,
-    are made instead, under that annotator's name: yours are still to be made.
+    Which answer is shown first is drawn at random from `seed`, for each annotator and pair. Pairs
+    that the annotator has already judged in this file are not shown again. Where nobody can answer
+    (`runs.is_headless`), the judgements in the file `replay`, all by one annotator, are repeated
+    under that annotator's name, so that your own are not touched.
 
-    Raises DataError for a pair that cannot be judged, a file that cannot be written, or a pair that
-    `replay` has no judgement of.
+    Raises DataError for a pair that cannot be judged, for a file that cannot be written, and for a
+    pair that `replay` does not judge.
     """
 
     def __init__(
@@ -75,11 +75,11 @@ class PreferenceLabeler(widgets.VBox):
 
     @property
     def judgements(self) -> list[Judgement]:
-        """What this annotator has said of these pairs, ties and skips among it."""
+        """This annotator's judgements of these pairs, ties and skips included."""
         return list(self._standing.values())
 
     def judge(self, action: str) -> None:
-        """Do what a button does: "first", "second", "tie", "skip" or "undo"."""
+        """Act as if a button was pressed: "first", "second", "tie", "skip" or "undo"."""
         if action not in ACTIONS:
             raise ValueError(f"no action {action!r}: choose one of {', '.join(ACTIONS)}.")
         if action == "undo":
@@ -98,7 +98,7 @@ class PreferenceLabeler(widgets.VBox):
     def export(self, path: StrPath) -> Counter[str]:
         """Write `judgements` as preferences; returns how many were "exported", "tie" and "skip".
 
-        Ties and skips are left out. Raises ValueError where nothing else is there.
+        Ties and skips are left out. Raises ValueError if no pair is decided.
         """
         counts: Counter[str] = Counter(exported=0, tie=0, skip=0)
         preferences = []
@@ -115,7 +115,7 @@ class PreferenceLabeler(widgets.VBox):
         return counts
 
     def _unjudged(self, number: int, pair: Mapping[str, Any], seed: int) -> Judgement:
-        """The pair as a judgement without a choice, and without what others have said of it."""
+        """The pair as a judgement without a choice; labels that it came with are dropped."""
         input_text, candidate_0, candidate_1 = pair_of(pair)
         lot = random.Random(f"{seed}/{self.annotator}/{pair_of(pair)}")
         judgement = Judgement(
@@ -133,7 +133,7 @@ class PreferenceLabeler(widgets.VBox):
         return judgement
 
     def _undo(self) -> None:
-        """Retract the last judgement that stands, also one of an earlier session."""
+        """Retract the last judgement in force, even one of an earlier session."""
         if not self._standing:
             self._say("Nothing to undo.")
             return
@@ -143,7 +143,7 @@ class PreferenceLabeler(widgets.VBox):
         self._show()
 
     def _replay(self, replayed: list[Judgement], replay: StrPath | None) -> None:
-        """Judge what is left to judge as the file says."""
+        """Judge the remaining pairs as the file does."""
         said = {pair_of(judgement): judgement for judgement in replayed}
         while self._current is not None:
             judgement = said.get(pair_of(self._current))
@@ -161,7 +161,7 @@ class PreferenceLabeler(widgets.VBox):
     # ---- what is seen --------------------------------------------------------------------------
 
     def _build(self) -> None:
-        """The parts, from top to bottom: progress, prompt, two cards, other buttons, keys."""
+        """Build the widget from top to bottom: progress, prompt, two cards, other buttons, keys."""
         self._progress = widgets.IntProgress(max=len(self._pairs), layout={"width": "100%"})
         self._count, self._prompt, self._message = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self._answers = (widgets.HTML(), widgets.HTML())
@@ -190,7 +190,7 @@ class PreferenceLabeler(widgets.VBox):
         self.layout = {"max_width": "60em"}
 
     def _show(self) -> None:
-        """The first pair that is not judged yet, and how far we are."""
+        """Show the first pair that is not judged yet, and the progress."""
         left = [pair for pair in self._pairs if pair not in self._standing]
         self._current = self._pairs[left[0]] if left else None
         done = len(self._standing)
@@ -211,14 +211,14 @@ class PreferenceLabeler(widgets.VBox):
         self._message.value = _text(str(message))
 
     def _hear_key(self, change: dict) -> None:
-        """Every key that is typed arrives as a new value, and is taken out of the field again."""
+        """Act on a typed key, which arrives as a new value of the field, and clear the field."""
         if typed := change["new"]:
             self._typed.value = ""
             keys = {key: action for action, (key, _) in ACTIONS.items()}
             self._hear(keys.get(typed[-1].lower()))
 
     def _hear(self, action: str | None) -> None:
-        """An event of the front end, where an exception would go unseen."""
+        """Act on an event of the front end, where an exception would not be seen."""
         now = time.monotonic()
         too_soon, self._last_event = now - self._last_event < TOO_SOON, now
         if too_soon:

@@ -1,4 +1,8 @@
-"""How good is it, and how sure are we?"""
+"""How good a policy or a reward model is, and how certain the measurement is.
+
+`evaluate_policy`, `evaluate_reward_model`, `compare_methods` and `best_of_n_row` report gold where
+the prompts are posts of the little world; the modules `metrics` and `methods` have them without.
+"""
 
 from rlhf_helpers.evaluation.comparison import WinRate, side_by_side, win_rate
 from rlhf_helpers.evaluation.diagnosis import Finding, diagnose

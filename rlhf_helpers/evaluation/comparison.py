@@ -1,4 +1,4 @@
-"""Two models on the same prompts: who wins how often, and what they wrote."""
+"""Two models on the same prompts: how often each one wins, and what they wrote."""
 
 import warnings
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ RESAMPLES = 10_000
 class WinRate:
     """`rate` counts a tie as half a win; `low` and `high` are its 95% interval (Wilson 1927).
 
-    Wilson's knows no ties and so is too wide where there are many; `bootstrap_low` and
-    `bootstrap_high`, the percentiles of resampled prompts (Efron 1979), are not, but fail for few
-    prompts: without a single loss they claim certainty.
+    Wilson's interval takes no account of ties, so it is too wide where there are many. The interval
+    from `bootstrap_low` to `bootstrap_high`, percentiles over resampled prompts (Efron 1979), is
+    not, but it fails for few prompts: without a single loss it has no width.
     """
 
     rate: float
@@ -36,8 +36,8 @@ class WinRate:
 def win_rate(tuned: Sequence[float], untuned: Sequence[float]) -> WinRate:
     """How often the tuned model's answer is worth more than the untuned one's, prompt by prompt.
 
-    Both are (N,) values of the answers to the same N prompts, in the same order. Raises ValueError
-    where they are not alike in length, empty, or not numbers.
+    Both hold the values (N,) of the answers to the same N prompts, in the same order. Raises
+    ValueError if their lengths differ, or if they are empty or hold NaN.
     """
     difference = np.asarray(tuned, dtype=float) - np.asarray(untuned, dtype=float)
     if len(tuned) != len(untuned) or not len(tuned) or np.isnan(difference).any():
@@ -57,11 +57,11 @@ def win_rate(tuned: Sequence[float], untuned: Sequence[float]) -> WinRate:
 
 
 def side_by_side(tuned_path: StrPath, untuned_path: StrPath) -> pd.DataFrame:
-    """Columns `prompt`, `untuned`, `tuned`: the predictions of two files, matched by prompt.
+    """Match the predictions of two files by prompt: columns `prompt`, `untuned`, `tuned`.
 
-    The order is that of the tuned file. A prompt that only one file has is left out, with a warning
-    that counts and names such prompts: bulk inference may lose a few, which is no reason to see
-    none. Raises DataError where a file has a prompt twice, or the two have no prompt in common.
+    Rows keep the order of the tuned file. Prompts that only one file has are left out, with a
+    warning that counts and names them, since bulk inference may lose a few. Raises DataError
+    if a file has a prompt twice, or if the files have no prompt in common.
     """
     tuned, untuned = _by_prompt(tuned_path), _by_prompt(untuned_path)
     rows = [(p, untuned[p], answer) for p, answer in tuned.items() if p in untuned]

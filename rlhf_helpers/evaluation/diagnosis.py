@@ -1,4 +1,4 @@
-"""What is wrong with a training run, in plain words, from the numbers that it logs.
+"""Find out what is wrong with a training run from the numbers that it logs, in plain words.
 
 Early and late mean the first and the last quarter of a history, so that one odd step decides
 nothing. Each threshold stands with its reason; all leave room for the runs of this course that
@@ -47,7 +47,7 @@ SIGNIFICANT = 3.0
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong with a run."""
+    """One thing that is wrong with a run."""
 
     what: str
     figure: str  # what was measured, with its unit
@@ -55,12 +55,12 @@ class Finding:
 
 
 def diagnose(history: Sequence[Mapping[str, float]]) -> list[Finding]:
-    """Say what is wrong with a run, the most basic first; an empty list if nothing is found.
+    """Say what is wrong with a run, the most basic faults first; an empty list if nothing is.
 
     `history` holds a dict a step with the keys of `PPOTrainer.step`'s statistics, and may add
     `gold` or `judge` (what a judge who is not the reward model thinks of the answers), in some
-    steps or in all. The history of a reward model, with its `accuracy`, will do too. What a history
-    lacks is not examined. Raises ValueError for an empty one.
+    steps or in all. The history of a reward model, with its `accuracy`, is accepted too. Checks
+    whose keys are missing are skipped. Raises ValueError for an empty history.
     """
     if not history:
         raise ValueError("the history is empty: pass at least one step")
@@ -84,7 +84,7 @@ def diagnose(history: Sequence[Mapping[str, float]]) -> list[Finding]:
 
 
 def _ends(table: pd.DataFrame, key: str) -> tuple[float, float] | None:
-    """The early and the late mean of a curve; None if there is too little of it."""
+    """The early and the late mean of a curve; None if it has too few points."""
     quarters = _quarters(table, key)
     return (quarters[0].mean(), quarters[-1].mean()) if quarters else None
 
@@ -134,9 +134,10 @@ def _overoptimised(table: pd.DataFrame) -> Iterator[Finding]:
 
 
 def _noise(values: pd.Series, count: int) -> float:
-    """Standard error of the gap of two means of `count` points, from step to step differences.
+    """Standard error of the gap between two means of `count` points each.
 
-    The curve's own course hardly counts in these.
+    It is estimated from the differences of neighbouring steps, to which the trend of the curve adds
+    little.
     """
     deviation = float(values.diff().std()) / math.sqrt(2)
     return deviation * math.sqrt(2 / count)
@@ -189,7 +190,7 @@ def _updates(table: pd.DataFrame) -> Iterator[Finding]:
 
 def _values(table: pd.DataFrame) -> Iterator[Finding]:
     quarters = _quarters(table, "explained_variance")
-    if not quarters or sum(map(len, quarters)) < 2 * MIN_STEPS:  # a new value head must learn first
+    if sum(map(len, quarters)) < 2 * MIN_STEPS:  # a new value head must learn first
         return
     late = np.concatenate(quarters[2:])
     if late.mean() + SIGNIFICANT * late.std(ddof=1) / math.sqrt(len(late)) < EXPLAINED_LOW:

@@ -24,13 +24,13 @@ def kl_from_reference(
     seed: int = 0,
     batch_size: int = 16,
 ) -> tuple[dict[str, float], pd.DataFrame]:
-    """KL(policy || reference) along one response to each formatted prompt, at temperature 1.
+    """KL(policy || reference) of one response to each formatted prompt, at temperature 1.
 
-    The table has a row a response: `tokens`, and in nats `estimated`, log pi - log pi_ref of what
-    was sampled, and `exact`, the sum over its tokens of KL(pi(. | prefix) || pi_ref(. | prefix)),
-    which needs the whole vocabulary. By the chain rule both have the KL of a response for their
-    mean; the exact one is never negative and varies much less. Returned first are both means with
-    their standard errors (`_se`), and `kl_token`, the exact KL a token.
+    Returns the means with their standard errors (`_se`) and `kl_token`, the exact KL per token;
+    and a table with a row a response: `tokens`, and in nats `estimated`, log pi - log pi_ref of the
+    sampled tokens, and `exact`, the sum over its positions of KL(pi(. | prefix) || pi_ref(. |
+    prefix)), which needs the probabilities of the whole vocabulary. By the chain rule the mean of
+    either is the KL of a response; the exact one is never negative and varies much less.
     """
     generator, rows = generation.seeded(policy, seed), []
     reference.eval()
@@ -66,12 +66,13 @@ def perplexity(
     texts: Sequence[str],
     batch_size: int = 16,
 ) -> float:
-    """exp of the mean -log pi a token: among how many tokens the policy seems to choose.
+    """exp of the mean -log pi per token: among how many tokens the policy seems to choose.
 
     On held-out pretraining documents its rise over the base model's is the alignment tax: what
     tuning has made the policy forget (Askell et al. 2021). Each text ends with EOS, as documents
-    do in training, and is cut at `MAX_TOKENS`; every token but a text's first counts alike. Only
-    models with the same tokenizer can be compared. Raises ValueError where there is no text.
+    do in training, and is cut at `MAX_TOKENS`; every token but the first of a text has the same
+    weight. Only models with the same tokenizer can be compared. Raises ValueError if `texts` is
+    empty.
     """
     if not texts:
         raise ValueError("no text to measure the perplexity of: pass at least one")

@@ -1,4 +1,4 @@
-"""Training curves out of TensorBoard's event files, whoever wrote them."""
+"""Read training curves from TensorBoard's event files, whoever wrote them."""
 
 import warnings
 from pathlib import Path

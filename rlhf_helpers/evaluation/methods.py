@@ -1,4 +1,4 @@
-"""Methods side by side: how good each one's answers are, and how far from the SFT model's."""
+"""Methods side by side: how good the answers of each are, and its KL from the SFT model."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -28,9 +28,9 @@ def compare_methods(
 
     All policies use the tokenizer of the `reference`, the SFT model.
 
-    `gold` with its standard error; `gain` over the reference, prompt by prompt, with its own;
-    `win_rate`, by gold, against the reference's answer, with a 95% interval; `kl` from the
-    reference in nats a response; `words`.
+    Columns: `gold`, and `gain` over the reference on the same prompt, each with its standard error;
+    `win_rate` by gold against the reference's answer, with a 95% interval; `kl` from the reference
+    in nats a response; `words`.
     """
     model, tokenizer, rows = load_policy(reference), load_tokenizer(reference), {}
 
@@ -57,10 +57,10 @@ def best_of_n_row(
     max_new_tokens: int = 48,
     seed: int = 0,
 ) -> dict[str, float]:
-    """A row of `compare_methods` for the best of n answers of the reference, chosen by score.
+    """A row of `compare_methods` for the best-scored of n answers of the reference.
 
-    The first of the n is the reference's answer that it is compared with. `kl` is the bound
-    log n - (n - 1) / n, not an estimate.
+    It is compared with the first of the n. `kl` is the bound log n - (n - 1) / n, not an
+    estimate.
     """
     texts = [format_prompt(record["input_text"]) for record in prompts]
     policy, tokenizer = load_policy(reference), load_tokenizer(reference)

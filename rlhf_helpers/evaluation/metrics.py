@@ -7,6 +7,7 @@ package itself are these functions with the little world's gold filled in.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -56,7 +57,11 @@ def evaluate_policy(
     `gold`.
     """
     texts = [format_prompt(record["input_text"], instruction) for record in prompts]
-    settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    settings: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "seed": seed,
+    }
     compared = reference if temperature == 1.0 else None
     responses = generation.respond(policy, tokenizer, texts, reference=compared, **settings)
     columns: dict[str, Sequence] = {

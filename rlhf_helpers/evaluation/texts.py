@@ -1,4 +1,4 @@
-"""What can be said of texts alone: how long, how repetitive, how diverse, how like a reference."""
+"""Measures of texts alone: length, repetition, diversity, and likeness to reference texts."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,10 +9,10 @@ from rouge_score.rouge_scorer import RougeScorer
 def text_metrics(
     responses: Sequence[str], references: Sequence[str] | None = None
 ) -> dict[str, float]:
-    """Means over responses (N,), and with references (N,) ROUGE.
+    """Means over responses (N,): `words`, `repetition`, `distinct_1` and `distinct_2`.
 
-    `words`; `repetition`; `distinct_1` and `distinct_2`; `rouge1`, `rouge2`, `rougeL`. Raises
-    ValueError where there is no response.
+    With references (N,) also `rouge1`, `rouge2` and `rougeL`. Raises ValueError if `responses` is
+    empty.
     """
     if not responses:
         raise ValueError("no response to measure: pass at least one")
@@ -37,16 +37,16 @@ def rouge(responses: Sequence[str], references: Sequence[str]) -> dict[str, floa
 
 
 def repetition(text: str, n: int = 4) -> float:
-    """Share of a text's n-grams that stood in it before: 0 for none (Welleck et al. 2020)."""
+    """Share of a text's n-grams that occur earlier in it: 0 for none (Welleck et al. 2020)."""
     found = _ngrams(text, n)
     return 1 - len(set(found)) / len(found) if found else 0.0
 
 
 def distinct(texts: Iterable[str], n: int) -> float:
-    """Different n-grams among all n-grams of all texts together (distinct-n, Li et al. 2016).
+    """Share of different n-grams among the n-grams of all texts (distinct-n, Li et al. 2016).
 
-    It falls as texts are added, so compare equally many of about equal length. A policy that gives
-    one answer to every prompt comes near 0.
+    It falls as texts are added, so compare equal numbers of texts of about equal length. A policy
+    that gives one and the same answer to every prompt comes near 0.
     """
     found = [ngram for text in texts for ngram in _ngrams(text, n)]
     return len(set(found)) / len(found) if found else 0.0

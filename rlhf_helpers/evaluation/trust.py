@@ -20,7 +20,7 @@ Faults = Callable[[Sequence[str], Sequence[str]], Mapping[str, Sequence[float]]]
 
 
 def preference_probabilities(reward_model: RewardModel, table: pd.DataFrame) -> pd.Series:
-    """P(candidate 1 is better), which is sigmoid of the gap of the raw scores."""
+    """P(candidate 1 is better): the sigmoid of the gap of raw scores (Bradley and Terry 1952)."""
     deviation = getattr(reward_model.model.config, "reward_std", 1.0)
     return 1 / (1 + np.exp(-(table["score_1"] - table["score_0"]) * deviation))
 
@@ -48,9 +48,10 @@ def classification_metrics(
 def calibration_table(
     probabilities: Sequence[float], outcomes: Sequence[bool], bins: int = 10
 ) -> pd.DataFrame:
-    """Of the pairs given about such a probability, how many came true: a row a bin.
+    """Compare predicted probabilities with what came true, in bins of probability: a row a bin.
 
-    Columns: `predicted` (mean probability), `observed` (share), `pairs`. Empty bins are left out.
+    Columns: `predicted` (mean probability), `observed` (share that came true), `pairs`. Empty bins
+    are left out.
     """
     observed, predicted = calibration_curve(outcomes, probabilities, n_bins=bins)
     edges = np.linspace(0, 1, bins + 1)[1:-1]  # the same bins as scikit-learn's
@@ -68,7 +69,7 @@ def expected_calibration_error(
 
 
 def accuracy_by(correct: Sequence[bool], groups: Sequence) -> pd.DataFrame:
-    """Accuracy with its 95% interval in each group: a bin, an annotator, a subset of the data.
+    """Accuracy with its 95% interval in each group, such as a bin, an annotator or a topic.
 
     A pair whose group is missing is left out.
     """
@@ -93,13 +94,13 @@ def word_gaps(preferences: Sequence[Preference]) -> pd.Series:
 
 
 def length_bias(table: pd.DataFrame, preferences: Sequence[Preference]) -> dict[str, float]:
-    """How much a score goes by length alone.
+    """How much the scores depend on length alone.
 
-    `correlation` of the two gaps, of scores and of words, between the candidates of a pair.
-    `given_gold`: the same once gold's gap is regressed out of both, which leaves what length buys
-    among equally good answers. `accuracy_controlled`: the mean of the accuracies where the better
-    one is longer and where it is shorter, so that length alone earns one half. Without gold the
-    labels say what is better, and `given_gold` is left out.
+    `correlation` is that of the gap in scores with the gap in words between the candidates of a
+    pair. `given_gold` is the same after gold's gap has been regressed out of both, which leaves the
+    effect of length among equally good answers. `accuracy_controlled` is the mean of the accuracy
+    where the better candidate is longer and of that where it is shorter, so that a scorer of length
+    alone gets one half. Without gold the labels say which is better, and `given_gold` is left out.
     """
     scores = (table["score_1"] - table["score_0"]).to_numpy()
     words = word_gaps(preferences).to_numpy(dtype=float)

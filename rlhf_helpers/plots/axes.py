@@ -22,7 +22,7 @@ def new_axes(axes: Axes | None, width: float = 6.0, height: float = 3.2) -> Axes
 
 
 def small_multiples(titles: Sequence[str]) -> np.ndarray:
-    """Three panels a row, each with its title: an array of Axes, of which unused ones are hidden."""
+    """Panels with titles, three a row: an array of Axes, in which unused ones are hidden."""
     rows = -(-len(titles) // 3)
     _, panels = plt.subplots(rows, 3, figsize=(10, 2.5 * rows), layout="constrained")
     for axes, title in zip(panels.flat, titles, strict=False):
