@@ -1,4 +1,4 @@
-"""`python -m rlhf_helpers`: see `cli`."""
+"""`python -m rlhf_helpers`, the same as the script `rlhf-helpers`: see `commands.main`."""
 
 import sys
 

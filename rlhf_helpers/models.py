@@ -19,6 +19,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from rlhf_helpers.extras import needs_extra
+
 logger = logging.getLogger(__name__)
 
 # What classifiers call the layers above the trunk: new, so they are trained whole and kept exact.
@@ -140,6 +142,8 @@ def loading_options(bits: int = 32) -> dict:
     options: dict = {"dtype": torch.float32}
     if attention() == "eager":  # else transformers takes the fastest that the model knows
         options["attn_implementation"] = "eager"
+    if bits in (4, 8):
+        _import_bitsandbytes()
     if bits == 4:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -154,6 +158,18 @@ def loading_options(bits: int = 32) -> dict:
     elif bits != 32:
         raise ValueError(f"bits is {bits}; choose 32, 16, 8 or 4")
     return options
+
+
+def _import_bitsandbytes() -> None:
+    """Check that bitsandbytes is installed, and mute two of its warnings, which ask for nothing.
+
+    On a CPU with bfloat16 it looks on the hub for a faster kernel and warns when it finds none; and
+    it warns at every product of 8-bit weights that it computes in float16.
+    """
+    with needs_extra("course"):
+        import bitsandbytes  # noqa: F401
+    for name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def without_dropout(model: PreTrainedModel) -> PreTrainedModel:

@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow.parquet
 from datasets import Features, IterableDataset, Value, load_dataset, load_dataset_builder
 
+from rlhf_helpers.extras import needs_extra
 from rlhf_helpers.schemas import DataError, Record
 from rlhf_helpers.sources import FIELDS, SHAPES, convert, find_shape
 
@@ -125,7 +126,7 @@ def _explained(data: str | Path) -> Iterator[None]:
     }[_parts(data)[0]]
     try:
         yield
-    except DataError:
+    except (DataError, ModuleNotFoundError):
         raise
     except Exception as error:  # the libraries' own, which share no ancestor
         reason = " ".join(str(error).split())[:300] or type(error).__name__
@@ -162,7 +163,8 @@ def _used(data: str | Path, kind: str, found: list[str]) -> list[str]:
 
 def _lake(data: str | Path) -> Any:
     """Open a Deep Lake data set; raises the library's own errors."""
-    import deeplake
+    with needs_extra("course"):
+        import deeplake
 
     scheme, name, _ = _parts(data)
     if scheme == "hub":

@@ -10,6 +10,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from rlhf_helpers.configs import StageConfig
+from rlhf_helpers.extras import needs_extra
 
 
 @contextmanager
@@ -26,12 +27,9 @@ def log_writer(config: StageConfig) -> Iterator[SummaryWriter]:
 
 
 def _wandb_run(config: StageConfig) -> AbstractContextManager:
-    try:
+    with needs_extra("tracking"):
         import wandb
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "--report-to wandb needs Weights & Biases: pip install wandb"
-        ) from None
+
     has_account = wandb.login(prompt=False)
     return wandb.init(
         project=os.environ.get("WANDB_PROJECT", "rlhf_helpers"),

@@ -122,6 +122,17 @@ def count_operations(trainer: Any, scorer: Any, prompts: list[str], options: dic
     notes.update(operations=counter.get_total_flops(), rate=rate)
 
 
+QUIET = {  # settings of the newer one: float32 on the CPU, and nothing logged or saved
+    "bf16": False,
+    "use_cpu": True,
+    "report_to": "none",
+    "save_strategy": "no",
+    "logging_strategy": "no",
+    "num_sample_generations": 0,
+    "disable_tqdm": True,
+}
+
+
 def newer(options: dict) -> None:
     """TRL 1.12.0: PPO as a Trainer, with a value model of its own."""
     from datasets import Dataset

@@ -12,10 +12,9 @@ from itertools import combinations
 from typing import Any, TypeVar
 
 import pandas as pd
-from scipy.stats import binomtest
-from sklearn.metrics import cohen_kappa_score
 
 from rlhf_helpers.annotation.judgements import Pair, pair_of
+from rlhf_helpers.extras import needs_extra
 from rlhf_helpers.schemas import Preference, candidate_texts
 
 T = TypeVar("T")
@@ -44,6 +43,10 @@ def agreement(choices: Iterable[tuple[int | None, int | None]]) -> Agreement:
 
     Raises ValueError if there is no pair on which both sides made a choice.
     """
+    with needs_extra("course"):
+        from scipy.stats import binomtest
+        from sklearn.metrics import cohen_kappa_score
+
     both = list(choices)
     decided = [pair for pair in both if None not in pair]
     if not decided:

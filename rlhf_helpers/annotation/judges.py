@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 import torch
-from scipy.special import expit
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_helpers import generation
@@ -113,8 +112,8 @@ def reward_judge(reward_model: RewardModel, instruction: str = "") -> Judge:
             for answers in (firsts, seconds)
             for head, answer in zip(heads, answers, strict=True)
         ]
-        first, second = reward_model.raw_scores(texts).double().numpy().reshape(2, -1)
-        return expit(second - first)
+        first, second = reward_model.raw_scores(texts).double().reshape(2, -1)
+        return (second - first).sigmoid().tolist()
 
     return judge
 

@@ -12,8 +12,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import ipywidgets as widgets
-
 from rlhf_helpers.annotation.judgements import (
     Judgement,
     append_judgement,
@@ -22,8 +20,12 @@ from rlhf_helpers.annotation.judgements import (
     read_judgements,
     resume_judgements,
 )
+from rlhf_helpers.extras import needs_extra
 from rlhf_helpers.runs import is_headless
 from rlhf_helpers.schemas import DataError, StrPath, write_jsonl
+
+with needs_extra("course"):
+    import ipywidgets as widgets
 
 # action -> key, and what its button says
 ACTIONS = {

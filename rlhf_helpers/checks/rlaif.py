@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-from scipy.special import expit
 
 from rlhf_helpers.checks.feedback import Feedback, try_function, try_number
 
@@ -15,7 +14,7 @@ def label_probability(answer: Any) -> Feedback:
     """
 
     def second(logprobs: np.ndarray) -> float:
-        return float(expit(logprobs[1] - logprobs[0]))
+        return float(1 / (1 + np.exp(logprobs[0] - logprobs[1])))
 
     given, turned = np.log([0.5, 0.3]), np.log([0.6, 0.2])
     return try_function(

@@ -9,6 +9,7 @@ import pandas as pd
 
 from rlhf_helpers.cloud.setup import APIS, BUCKET_ROLE, DATA, PROJECT_ROLE, Setup, setup_commands
 from rlhf_helpers.cloud.storage import is_emulated, network_errors, open_bucket
+from rlhf_helpers.extras import needs_extra
 
 SERVICE = "https://{name}.googleapis.com"
 TIMEOUT = 5.0  # seconds a question
@@ -48,9 +49,14 @@ def _credentials() -> tuple[Any, Finding]:
     # For google-auth, which else asks thrice, 3 s each, whether this is one of Google's machines.
     os.environ.setdefault("GCE_METADATA_TIMEOUT", "1")
     os.environ.setdefault("GCE_METADATA_DETECT_RETRIES", "1")
-    import google.auth
-    from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, TransportError
-    from google.auth.transport.requests import Request
+    with needs_extra("cloud"):
+        import google.auth
+        from google.auth.exceptions import (
+            DefaultCredentialsError,
+            GoogleAuthError,
+            TransportError,
+        )
+        from google.auth.transport.requests import Request
 
     def request(*arguments: Any, **options: Any) -> Any:
         options["timeout"] = min(options.get("timeout") or TIMEOUT, TIMEOUT)
@@ -71,7 +77,8 @@ def _credentials() -> tuple[Any, Finding]:
 
 def _check_services(setup: Setup, credentials: Any) -> dict[str, Finding]:
     """Ask Google Cloud's services over REST, one question a check."""
-    from google.auth.transport.requests import AuthorizedSession
+    with needs_extra("cloud"):
+        from google.auth.transport.requests import AuthorizedSession
 
     project, vertex = f"projects/{setup.project}", f"{setup.region}-aiplatform"
     location = f"{project}/locations/{setup.region}"
@@ -113,7 +120,8 @@ def _ask(session: Any, method: str, url: str, problem: Callable[[dict], str]) ->
 
 
 def _check_storage(setup: Setup, credentials: Any) -> dict[str, Finding]:
-    from google.api_core.exceptions import NotFound
+    with needs_extra("cloud"):
+        from google.api_core.exceptions import NotFound
 
     brief: dict[str, Any] = {"timeout": TIMEOUT, "retry": None}
     where = {} if is_emulated() else {"api_endpoint": SERVICE.format(name="storage")}

@@ -9,6 +9,7 @@ import pandas as pd
 
 from rlhf_helpers.cloud.setup import CloudError, Setup
 from rlhf_helpers.cloud.storage import network_errors, open_bucket
+from rlhf_helpers.extras import needs_extra
 
 
 def clean_up_storage(setup: Setup, confirm: str = "") -> pd.DataFrame:
@@ -36,7 +37,8 @@ def clean_up_vertex(setup: Setup, confirm: str = "") -> pd.DataFrame:
     not. Google's RLHF component deploys in the pipeline's region, or by its own description in
     us-central1, so both are searched. Raises CloudError like `clean_up_storage`.
     """
-    from google.cloud import aiplatform
+    with needs_extra("cloud"):
+        from google.cloud import aiplatform
 
     delete, rows = _is_confirmed(setup, confirm), []
     others: tuple[Any, ...] = (aiplatform.Model, aiplatform.Tensorboard)

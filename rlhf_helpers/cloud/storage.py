@@ -11,6 +11,7 @@ import pandas as pd
 
 from rlhf_helpers import schemas
 from rlhf_helpers.cloud.setup import CloudError, Setup, setup_commands
+from rlhf_helpers.extras import needs_extra
 
 CHUNK = 1024 * 1024  # bytes sent at once; Google Cloud takes multiples of 256 KiB
 PATIENCE = 120.0  # seconds for which a chunk is sent again after a fault of network or service
@@ -23,10 +24,11 @@ def is_emulated() -> bool:
 
 def network_errors() -> tuple[type[Exception], ...]:
     """All that a call of google-cloud-storage raises when network, service or account fail it."""
-    from google.api_core.exceptions import GoogleAPIError
-    from google.auth.exceptions import GoogleAuthError
-    from google.cloud.storage.exceptions import DataCorruption
-    from requests import RequestException
+    with needs_extra("cloud"):
+        from google.api_core.exceptions import GoogleAPIError
+        from google.auth.exceptions import GoogleAuthError
+        from google.cloud.storage.exceptions import DataCorruption
+        from requests import RequestException
 
     return GoogleAPIError, GoogleAuthError, DataCorruption, RequestException
 
@@ -41,8 +43,9 @@ def upload(
     that is there already is not sent again. Raises `DataError` for a bad record, before anything
     is sent, and `CloudError` where the network gives out.
     """
-    from google.api_core.exceptions import NotFound
-    from google.cloud.storage.retry import DEFAULT_RETRY
+    with needs_extra("cloud"):
+        from google.api_core.exceptions import NotFound
+        from google.cloud.storage.retry import DEFAULT_RETRY
 
     path = Path(path)
     read(path)
@@ -80,8 +83,9 @@ def list_data(setup: Setup) -> pd.DataFrame:
 
 def open_bucket(setup: Setup, **options: Any) -> Any:
     """The bucket of `setup`, unseen; `options` go to `storage.Client`."""
-    from google.auth.exceptions import DefaultCredentialsError
-    from google.cloud import storage  # type: ignore[attr-defined]
+    with needs_extra("cloud"):
+        from google.auth.exceptions import DefaultCredentialsError
+        from google.cloud import storage  # type: ignore[attr-defined]
 
     if not setup.bucket:
         raise CloudError("No bucket is named. Set GOOGLE_CLOUD_PROJECT, or give Setup a bucket.")

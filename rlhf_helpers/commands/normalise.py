@@ -7,10 +7,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from nbformat import NotebookNode
-from PIL import Image
-
+from rlhf_helpers.extras import needs_extra
 from rlhf_helpers.runs import project_root
+
+with needs_extra("course"):
+    from nbformat import NotebookNode
+    from PIL import Image
 
 EXERCISE = "exercise"
 RUN_METADATA = ("papermill", "execution", "widgets", "ExecuteTime", "collapsed", "scrolled")

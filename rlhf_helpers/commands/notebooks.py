@@ -9,15 +9,17 @@ import copy
 import re
 from pathlib import Path
 
-import nbformat
-import papermill
-from nbclient.exceptions import DeadKernelError
-from nbformat import NotebookNode
-from papermill.exceptions import PapermillExecutionError
-from traitlets.config import Config
-
 from rlhf_helpers.commands.normalise import EXERCISE, normalise, tags, with_ids
+from rlhf_helpers.extras import needs_extra
 from rlhf_helpers.runs import project_root, runs_dir
+
+with needs_extra("course"):
+    import nbformat
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from nbformat import NotebookNode
+    from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
 
 LARGEST_NOTEBOOK = 500_000  # bytes; code hosts do not display larger files
 ENCRYPTED = Config(KernelManager={"transport_encryption": "auto"})  # without it, each kernel warns

@@ -9,7 +9,8 @@ overoptimization").
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy.special import gammaln
+
+from rlhf_helpers.extras import needs_extra
 
 
 def best_of_n_kl(n: ArrayLike) -> np.ndarray:
@@ -62,6 +63,9 @@ def _rank_weights(samples: int) -> np.ndarray:
 
 
 def _log_choose(total: ArrayLike, chosen: np.ndarray) -> np.ndarray:
+    with needs_extra("course"):
+        from scipy.special import gammaln
+
     total = np.asarray(total)
     return gammaln(total + 1) - gammaln(chosen + 1) - gammaln(total - chosen + 1)
 

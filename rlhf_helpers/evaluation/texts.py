@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from rouge_score.rouge_scorer import RougeScorer
+
+from rlhf_helpers.extras import needs_extra
 
 
 def text_metrics(
@@ -31,6 +32,9 @@ def rouge(responses: Sequence[str], references: Sequence[str]) -> dict[str, floa
 
     It rewards the words of the one reference, not what is true: another good summary scores low.
     """
+    with needs_extra("course"):
+        from rouge_score.rouge_scorer import RougeScorer
+
     scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
     scores = [scorer.score(b, a) for a, b in zip(responses, references, strict=True)]
     return {name: float(np.mean([score[name].fmeasure for score in scores])) for name in scores[0]}

@@ -8,12 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from sklearn.calibration import calibration_curve
-from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 from rlhf_helpers.evaluation.metrics import wilson_interval
+from rlhf_helpers.extras import needs_extra
 from rlhf_helpers.reward_model import RewardModel
 from rlhf_helpers.schemas import Preference
+
+with needs_extra("course"):
+    from sklearn.calibration import calibration_curve
+    from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 # Input texts (N,), answers (N,) -> how much of each fault an answer has: a column (N,) a fault.
 Faults = Callable[[Sequence[str], Sequence[str]], Mapping[str, Sequence[float]]]

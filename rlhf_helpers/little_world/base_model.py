@@ -10,7 +10,6 @@ import random
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -22,7 +21,6 @@ from transformers import (
     TrainingArguments,
 )
 
-from rlhf_helpers import plots
 from rlhf_helpers.little_world.writers import write_document
 from rlhf_helpers.runs import write_json
 
@@ -177,8 +175,17 @@ def pretrain(output_dir: Path, work_dir: Path, documents: int = DOCUMENTS) -> di
     model.half().save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
     write_json(output_dir / "metrics.json", {"metrics": metrics, "history": history})
+    _draw_curve(history, output_dir / "curve.png")
+    return metrics
+
+
+def _draw_curve(history: list[dict], path: Path) -> None:
+    """Draw the training and the held-out loss into a picture."""
+    from rlhf_helpers import plots  # not needed before, and needs the extra `course`
+
     axes = plots.training_curve(history, "loss")
     plots.training_curve(history, "eval_loss", axes, colour=plots.RED)
     axes.set(ylabel="loss (nats a token); red: held out", yscale="log")
-    plt.savefig(output_dir / "curve.png", dpi=110)
-    return metrics
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.savefig(path, dpi=110)

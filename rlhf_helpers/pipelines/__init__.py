@@ -12,9 +12,6 @@
 Importing this package loads nothing heavy, but it needs the extra `cloud`.
 """
 
-from importlib.util import find_spec
+from rlhf_helpers.extras import require
 
-if not all(map(find_spec, ("kfp", "google_cloud_pipeline_components"))):
-    raise ModuleNotFoundError(
-        'the pipelines need packages that are not installed: pip install "rlhf-helpers[cloud]"'
-    )
+require("cloud", "kfp", "google_cloud_pipeline_components")

@@ -1,10 +1,13 @@
 """A picture of a compiled pipeline: its steps, and what waits for what."""
 
-import matplotlib.pyplot as plt
 from kfp.dsl.graph_component import GraphComponent
-from matplotlib.axes import Axes
 
+from rlhf_helpers.extras import needs_extra
 from rlhf_helpers.plots import BLUE, GREY
+
+with needs_extra("course"):
+    import matplotlib.pyplot as plt
+    from matplotlib.axes import Axes
 
 
 def dependencies(pipeline: GraphComponent) -> dict[str, set[str]]:

@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
+
+from rlhf_helpers.extras import needs_extra
+
+with needs_extra("course"):
+    import matplotlib.pyplot as plt
+    from matplotlib.axes import Axes
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"

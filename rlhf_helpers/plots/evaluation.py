@@ -3,12 +3,15 @@
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 
+from rlhf_helpers.extras import needs_extra
 from rlhf_helpers.plots.axes import BLUE, COLOURS, GREY, new_axes
+
+with needs_extra("course"):
+    import matplotlib.pyplot as plt
+    from matplotlib.axes import Axes
 
 
 def histograms(groups: Mapping[str, Sequence[float]], label: str) -> Axes:

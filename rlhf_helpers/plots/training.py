@@ -3,14 +3,17 @@
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.axes import Axes
 from torch import Tensor
 
+from rlhf_helpers.extras import needs_extra
 from rlhf_helpers.plots.axes import BLUE, COLOURS, GREY, new_axes, small_multiples, smooth
+
+with needs_extra("course"):
+    import matplotlib.pyplot as plt
+    from matplotlib.axes import Axes
 
 
 def training_curve(

@@ -11,13 +11,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from scipy.optimize import minimize, minimize_scalar
-from scipy.special import expit
 
 from rlhf_helpers.configs import RewardConfig
+from rlhf_helpers.extras import needs_extra
 from rlhf_helpers.reward_model.model import RewardModel
 from rlhf_helpers.reward_model.run import train
 from rlhf_helpers.schemas import Preference, candidate_texts, write_jsonl
+
+with needs_extra("course"):
+    from scipy.optimize import minimize, minimize_scalar
+    from scipy.special import expit
 
 
 def flip_labels(
