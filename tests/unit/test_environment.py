@@ -1,15 +1,23 @@
-"""Versions live in one place: pyproject.toml has lower bounds, constraints.txt the tested pins."""
+"""Versions live in one place: pyproject.toml has bounds, constraints.txt the tested pins.
 
+And whatever is imported is declared, in the dependencies or in the extra that the import names.
+"""
+
+import ast
+import json
 import re
+import tomllib
+from collections import defaultdict
+from collections.abc import Iterator
+from importlib.metadata import distributions
 from pathlib import Path
+from sys import stdlib_module_names
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-
-tomllib = pytest.importorskip("tomllib")  # part of Python from 3.11 on
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -39,8 +47,8 @@ def conda_environment() -> tuple[list[str], list[str]]:
 
 
 @pytest.mark.parametrize("dependency", DEPENDENCIES, ids=str)
-def test_a_dependency_has_a_lower_bound_which_its_pin_satisfies(dependency):
-    assert [clause.operator for clause in dependency.specifier] == [">="]
+def test_a_dependency_has_both_bounds_and_its_pin_lies_between(dependency):
+    assert sorted(clause.operator for clause in dependency.specifier) == ["<", ">="]
     assert dependency.specifier.contains(PINNED[canonicalize_name(dependency.name)])
 
 
@@ -70,3 +78,103 @@ def test_conda_names_no_version_but_a_supported_python():
     version = re.fullmatch(r"python=(\d+\.\d+)", python)[1]
     assert version in Requirement(f"python{PROJECT['requires-python']}").specifier
     assert [entry for entry in packages if re.search(r"[=<>\d]", entry)] == [python]
+
+
+# ---- What is imported is declared ------------------------------------------------------------
+
+
+def distributions_by_path() -> dict[str, set[str]]:
+    """`google/cloud/storage` -> the names of the distributions that have files there."""
+    owners = defaultdict(set)
+    for distribution in distributions():
+        name = canonicalize_name(distribution.name)
+        for line in (distribution.read_text("RECORD") or "").splitlines():
+            module = re.match(r"((?:\w+/)*\w+)(\.[\w-]+)*\.(py|pyi|so),", line)
+            path = module[1] if module else ""
+            while path:
+                owners[path].add(name)
+                path = path.rpartition("/")[0]
+    return owners
+
+
+def imports(tree: ast.AST, extra: str = "") -> Iterator[tuple[str, str]]:
+    """The modules of others that a file imports, with the extra that the import names, if any."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            call = node.items[0].context_expr if isinstance(node, ast.With) else None
+            named = re.fullmatch(r"needs_extra\('(\w+)'\)", ast.unparse(call)) if call else None
+            yield from imports(node, named[1] if named else extra)
+            continue
+        for name in found:
+            if name.partition(".")[0] not in stdlib_module_names:
+                yield name, extra
+
+
+def is_own(name: str, path: Path) -> bool:
+    """Whether it is the project's: the package, or a file beside the importing one or a parent."""
+    top = name.partition(".")[0]
+    near = [folder / top for folder in path.parents if folder.is_relative_to(ROOT)]
+    own = [ROOT / "benchmarks" / top, ROOT / "benchmarks" / "workers" / top, *near]
+    return any(place.with_suffix(".py").exists() or place.is_dir() for place in own)
+
+
+def undeclared(path: Path, tree: ast.AST, extras: set[str]) -> list[str]:
+    """What a file imports without a declaration; `extras` are installed where it runs."""
+    missing = []
+    for name, extra in imports(tree):
+        if is_own(name, path):
+            continue
+        place = name.replace(".", "/")
+        while place not in OWNERS and "/" in place:
+            place = place.rpartition("/")[0]
+        lines = [*PROJECT["dependencies"]]
+        for given in extras | ({extra} - {""}):
+            lines += EXTRAS[given]
+        if not OWNERS.get(place, set()) & {canonicalize_name(Requirement(x).name) for x in lines}:
+            missing.append(name)
+    return missing
+
+
+OWNERS = distributions_by_path()
+EVERYTHING = set(EXTRAS) - {"all"}
+MODULES = sorted((ROOT / "rlhf_helpers").rglob("*.py"))
+SCRIPTS = [
+    path for folder in ("benchmarks", "img", "tests") for path in ROOT.glob(f"{folder}/**/*.py")
+]
+LESSONS = sorted((ROOT / "notebooks").glob("L*.ipynb"))
+NEED_THE_CLOUD = {"L3_tune_llm", "L5_google_cloud_setup"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_imports_only_what_is_declared(path):
+    # `rlhf_helpers.pipelines` checks for its extra before any of its modules is imported.
+    extras = {"cloud"} if path.parent.name == "pipelines" else set()
+    assert undeclared(path, ast.parse(path.read_text(encoding="utf-8")), extras) == []
+
+
+def test_scripts_and_tests_import_only_what_is_declared():
+    for path in SCRIPTS:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assert undeclared(path, tree, EVERYTHING) == [], path
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_a_lesson_imports_what_the_extra_course_brings(path):
+    extras = {"course", "cloud"} if path.stem in NEED_THE_CLOUD else {"course"}
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code" and not re.search(r"^\s*[%!]", source, re.M):
+            assert undeclared(path, ast.parse(source), extras) == []
+
+
+def test_an_undeclared_import_is_found():
+    tree = ast.parse(
+        "import numpy\nimport os\nimport scipy\nfrom google.cloud import storage\n"
+        "with needs_extra('course'):\n    import matplotlib.pyplot\n    import wandb\n"
+    )
+    found = undeclared(ROOT / "rlhf_helpers" / "new.py", tree, set())
+    assert found == ["scipy", "google.cloud.storage", "wandb"]
