@@ -277,7 +277,9 @@ def respond(
 ) -> Responses:
     """Respond to each formatted prompt, in batches of responses; temperature 0 is greedy.
 
-    With a reference, the mean of `log_ratios` at temperature 1 estimates KL(policy || reference).
+    With a reference, the mean of `log_ratios` estimates KL(q || reference), where q is what is
+    sampled from, the policy at `temperature`, and the reference stays at temperature 1. Greedy
+    decoding is the limit of a low temperature: q gives its answer probability 1.
     """
     generator, found = seeded(policy, seed), Responses([], [], [], [])
     at_once = max(1, min(batch_size, fitting(policy.config)) // samples_per_prompt)
@@ -296,6 +298,7 @@ def respond(
         found.lengths += samples.response_mask.sum(1).tolist()
         if reference is not None:
             batch = (ids, mask, samples.response_ids, samples.response_mask)
-            ratios = samples.logprobs - response_logprobs(reference, *batch)
+            logprobs = samples.logprobs if temperature else 0.0
+            ratios = logprobs - response_logprobs(reference, *batch)
             found.log_ratios += ratios.sum(1).tolist()
     return found

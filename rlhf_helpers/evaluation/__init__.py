@@ -1,7 +1,7 @@
 """How good a policy or a reward model is, and how certain the measurement is.
 
-`evaluate_policy`, `evaluate_reward_model`, `compare_methods` and `best_of_n_row` report gold where
-the prompts are posts of the little world; the modules `metrics` and `methods` have them without.
+What reports gold here does so where the prompts are posts of the little world; the modules
+`metrics` and `methods` have the same functions without it.
 """
 
 from rlhf_helpers.evaluation.comparison import WinRate, side_by_side, win_rate
@@ -13,6 +13,7 @@ from rlhf_helpers.evaluation.little_world import (
     compare_methods,
     evaluate_policy,
     evaluate_reward_model,
+    temperature_curve,
 )
 from rlhf_helpers.evaluation.metrics import standard_error, wilson_interval
 from rlhf_helpers.evaluation.overoptimisation import best_of_n, best_of_n_kl
@@ -39,6 +40,7 @@ __all__ = [
     "rouge",
     "side_by_side",
     "standard_error",
+    "temperature_curve",
     "text_metrics",
     "wilson_interval",
     "win_rate",

@@ -22,8 +22,15 @@ def known_gold(
 
 
 evaluate_policy = partial(metrics.evaluate_policy, gold=known_gold)
+temperature_curve = partial(metrics.temperature_curve, gold=known_gold)
 evaluate_reward_model = partial(metrics.evaluate_reward_model, gold=known_gold)
 compare_methods = partial(methods.compare_methods, gold=gold_columns)
 best_of_n_row = partial(methods.best_of_n_row, gold=gold_columns)
-for _measure in (evaluate_policy, evaluate_reward_model, compare_methods, best_of_n_row):
+for _measure in (
+    evaluate_policy,
+    temperature_curve,
+    evaluate_reward_model,
+    compare_methods,
+    best_of_n_row,
+):
     _measure.__doc__ = _measure.func.__doc__

@@ -21,23 +21,26 @@ def compare_methods(
     prompts: list[Prompt],
     *,
     gold: Gold,
+    temperature: float = 1.0,
     max_new_tokens: int = 48,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Sample one answer to each prompt from every policy (name -> folder): a row a policy.
 
-    All policies use the tokenizer of the `reference`, the SFT model.
+    All policies use the tokenizer of the `reference`, the SFT model, and all sample at one
+    `temperature`, the reference too; 0 is greedy.
 
     Columns: `gold`, and `gain` over the reference on the same prompt, each with its standard error;
     `win_rate` by gold against the reference's answer, with a 95% interval; `kl` from the reference
-    in nats a response; `words`.
+    at temperature 1, in nats a response (see `evaluate_policy`); `words`.
     """
     model, tokenizer, rows = load_policy(reference), load_tokenizer(reference), {}
 
     @cache  # the reference may be among the policies
     def evaluate(folder: str) -> tuple[dict[str, float], pd.DataFrame]:
-        settings = {"reference": model, "max_new_tokens": max_new_tokens, "seed": seed}
-        return evaluate_policy(load_policy(folder), tokenizer, prompts, gold=gold, **settings)
+        settings = {"reference": model, "temperature": temperature, "gold": gold, "seed": seed}
+        settings["max_new_tokens"] = max_new_tokens
+        return evaluate_policy(load_policy(folder), tokenizer, prompts, **settings)
 
     _, before = evaluate(str(reference))
     for name, folder in policies.items():

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_helpers import generation
 from rlhf_helpers.schemas import Preference, Prompt, candidate_texts, format_prompt
 
+TEMPERATURES = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 CLEAR_GAP = 1.0  # pairs whose gold values differ by more are called clear
 
 # Whole texts, prompt and answer in one (N,) -> scores (N,): a reward model or any other function.
@@ -52,18 +53,17 @@ def evaluate_policy(
     """Sample one response to each prompt; return the means, and a table with a row a response.
 
     Columns: `prompt`, `response`, `length` (tokens), `eos_rate`; with a reward model `reward`, in
-    standard deviations of the SFT model's samples; with a reference `kl`, KL(policy || reference)
-    in nats a response, estimated from the samples and so at temperature 1 only; and those of
-    `gold`.
+    standard deviations of the SFT model's samples; with a reference `kl`; and those of `gold`.
+    `kl` is KL(q || reference) in nats a response, estimated from the samples: q is the policy at
+    `temperature`, the reference stays at temperature 1. Raises ValueError for a temperature below
+    0; 0 is greedy.
     """
+    if not temperature >= 0:
+        raise ValueError(f"temperature {temperature} is below 0: give 0 (greedy) or more")
     texts = [format_prompt(record["input_text"], instruction) for record in prompts]
-    settings: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "seed": seed,
-    }
-    compared = reference if temperature == 1.0 else None
-    responses = generation.respond(policy, tokenizer, texts, reference=compared, **settings)
+    settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+    settings |= {"seed": seed, "reference": reference}
+    responses = generation.respond(policy, tokenizer, texts, **settings)
     columns: dict[str, Sequence] = {
         "prompt": texts,
         "response": [text.strip() for text in responses.texts],
@@ -82,6 +82,27 @@ def evaluate_policy(
     if "gold" in table:
         metrics["gold_se"] = standard_error(table["gold"])
     return metrics | {"prompts": len(table)}, table
+
+
+def temperature_curve(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[Prompt],
+    temperatures: Sequence[float] = TEMPERATURES,
+    **settings: Any,
+) -> pd.DataFrame:
+    """Evaluate a policy at several temperatures, 0 (greedy) to 1 by default: a row a temperature.
+
+    A lower temperature sharpens a policy without training and without a label, so what it gains is
+    the baseline that training must beat. The columns are `temperature` and the means of
+    `evaluate_policy`, whose keyword arguments `settings` are: `gold`, `gold_se`, `reward`, `kl`,
+    `length`, `eos_rate`. With the policy itself as `reference`, `kl` is what sharpening costs.
+    """
+    rows = []
+    for temperature in temperatures:
+        found, _ = evaluate_policy(policy, tokenizer, prompts, temperature=temperature, **settings)
+        rows.append({"temperature": temperature, **found})
+    return pd.DataFrame(rows)
 
 
 def evaluate_reward_model(

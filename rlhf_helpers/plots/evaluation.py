@@ -93,13 +93,13 @@ def calibration(table: pd.DataFrame) -> Axes:
     return axes
 
 
-def overoptimisation(methods: Mapping[str, pd.DataFrame]) -> Axes:
+def overoptimisation(methods: Mapping[str, pd.DataFrame], free: pd.DataFrame | None = None) -> Axes:
     """Proxy (dashed) and gold (solid) against the distance from where each method started.
 
     `methods` maps a label to a table with `kl` (nats), `proxy` and `gold`, in the order of growing
     optimisation: `evaluation.best_of_n`'s, or that of a PPO history with its `reward_mean` renamed.
     `gold_se` gives a 95% band. In sqrt(KL) the curves of best-of-n are nearly parabolas (Gao et al.
-    2022).
+    2022). `free` adds the grey line of what no training costs (see `methods`).
     """
     axes = new_axes(None)
     for (label, table), colour in zip(methods.items(), cycle(COLOURS), strict=False):
@@ -110,13 +110,26 @@ def overoptimisation(methods: Mapping[str, pd.DataFrame]) -> Axes:
             margin = 1.96 * table["gold_se"]
             band = (table["gold"] - margin, table["gold"] + margin)
             axes.fill_between(distance, *band, color=colour, alpha=0.15)
+    if free is not None:
+        _draw_free(axes, free)
     axes.set(xlabel="sqrt(KL), nats", ylabel="score")
     axes.legend(frameon=False)
     return axes
 
 
-def methods(table: pd.DataFrame) -> np.ndarray:
-    """Gold and win rate of `evaluation.compare_methods` against the distance, with 95% bars."""
+def _draw_free(axes: Axes, curve: pd.DataFrame) -> None:
+    """Gold against the KL of sampling at a lower temperature, from `temperature_curve`."""
+    distance = np.sqrt(curve["kl"].clip(lower=0))
+    axes.plot(distance, curve["gold"], ".-", color=GREY, label="for free: temperature", zorder=0)
+
+
+def methods(table: pd.DataFrame, free: pd.DataFrame | None = None) -> np.ndarray:
+    """Gold and win rate of `evaluation.compare_methods` against the distance, with 95% bars.
+
+    `free` is the `evaluation.temperature_curve` of the SFT model, with that model as its reference.
+    It adds a grey line to the panel of gold: what a lower temperature gives without training, so
+    that only what lies above the line is due to a method. Returns the two Axes.
+    """
     panels = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")[1]
     for axes, column in zip(panels, ("gold", "win_rate"), strict=True):
         axes = new_axes(axes)
@@ -129,5 +142,8 @@ def methods(table: pd.DataFrame) -> np.ndarray:
             axes.plot(distance, row[column], marker, color=colour, label=name, linestyle="")
             axes.vlines(distance, low, high, color=colour, alpha=0.5)
         axes.set(xlabel="sqrt(KL from SFT), nats", ylabel=column.replace("_", " "))
-    panels[1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    if free is not None:
+        _draw_free(panels[0], free)
+    drawn = panels[0].get_legend_handles_labels()
+    panels[1].legend(*drawn, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return panels

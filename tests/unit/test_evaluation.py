@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 import rlhf_helpers
 from rlhf_helpers import generation
@@ -14,6 +15,7 @@ from rlhf_helpers.evaluation import (
     evaluate_reward_model,
     side_by_side,
     standard_error,
+    temperature_curve,
     wilson_interval,
     win_rate,
 )
@@ -190,11 +192,30 @@ def test_what_was_not_asked_for_is_left_out(answered):
     assert answered[0]["prompts"] == [format_prompt(POST, "Be brief.")] * 2
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_kl_is_known_at_temperature_1_only(answered, temperature):
-    metrics, _ = evaluate_policy(None, None, PROMPTS, reference=REFERENCE, temperature=temperature)
-    assert "kl" not in metrics
-    assert answered[0]["temperature"] == temperature
+@pytest.mark.parametrize("temperature", [-0.1, math.nan])
+def test_a_temperature_below_0_is_refused(answered, temperature):
+    with pytest.raises(ValueError, match="is below 0: give 0 \\(greedy\\) or more"):
+        evaluate_policy(None, None, PROMPTS, temperature=temperature)
+    assert not answered
+
+
+def test_the_kl_at_any_temperature_is_that_of_what_is_sampled():
+    """Against the exact one, of answers of a single token, whose distribution is enumerated."""
+    policy, tokenizer = load_policy(Scale().base_model), load_tokenizer(Scale().base_model)
+    ids, mask = generation.encode_prompts(tokenizer, [format_prompt(POST)])
+    with torch.no_grad():
+        logits = policy(input_ids=ids, attention_mask=mask).logits[0, -1].double()
+    reference = logits.log_softmax(-1)
+    prompts, settings = PROMPTS[:1] * 600, {"reference": policy, "max_new_tokens": 1}
+    curve = temperature_curve(policy, tokenizer, prompts, (0, 0.5, 1), **settings)
+    assert curve["temperature"].tolist() == [0, 0.5, 1]
+    assert {"gold", "gold_se", "length", "eos_rate", "kl"} <= set(curve)
+    greedy, half, one = curve["kl"]
+    sharp = (logits / 0.5).log_softmax(-1)
+    exact = float((sharp.exp() * (sharp - reference)).sum())
+    assert greedy == pytest.approx(-float(reference.max()), abs=1e-4)
+    assert exact > 0.05 and half == pytest.approx(exact, rel=0.2)
+    assert one == pytest.approx(0, abs=1e-4)
 
 
 @pytest.mark.parametrize("prompts", [["Hello?", "Cheese?"], [POST, "Cheese?"]])
@@ -247,7 +268,7 @@ def test_a_real_policy():
     _, other = evaluate_policy(policy, tokenizer, prompts[:2], **settings, seed=1)
     assert list(other["response"]) != list(table["response"])
     greedy, _ = evaluate_policy(policy, tokenizer, prompts, temperature=0.0, **settings)
-    assert set(greedy) == {"length", "eos_rate", "prompts"}
+    assert set(greedy) == {"length", "eos_rate", "kl", "prompts"}
 
 
 # Two models

@@ -134,6 +134,19 @@ def test_methods_stand_where_their_distance_puts_them_each_with_its_name():
     assert [line.get_ydata().tolist() for line in panels[1].lines] == [[0.5], [0.7]]
 
 
+def test_what_temperature_gives_for_free_is_a_grey_line_in_gold():
+    free = pd.DataFrame({"temperature": [0, 0.5, 1], "kl": [9.0, 1.0, -0.01], "gold": [3, 2.5, 1]})
+    columns = ["gold", "gold_se", "win_rate", "win_rate_low", "win_rate_high", "kl"]
+    gold, won = plots.methods(pd.DataFrame([[3, 0.1, 0.5, 0.4, 0.6, 4]], ["PPO"], columns), free)
+    table = pd.DataFrame({"kl": [0, 1], "proxy": [0, 1], "gold": [0, 1]})
+    for axes in (gold, plots.overoptimisation({"PPO": table}, free)):
+        line = axes.lines[-1]
+        assert line.get_xydata().tolist() == [[3, 3], [1, 2.5], [0, 1]]
+        assert (line.get_color(), line.get_label()) == (plots.GREY, "for free: temperature")
+    assert len(won.lines) == 1
+    assert won.get_legend().get_texts()[-1].get_text() == "for free: temperature"
+
+
 def test_a_table_of_texts_shows_html_as_text():
     html = plots.texts(pd.DataFrame({"answer": ["<b>bold</b>"], "gold": [1.234]})).to_html()
     assert "&lt;b&gt;bold&lt;/b&gt;" in html and "1.23" in html
