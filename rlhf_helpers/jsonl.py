@@ -52,6 +52,14 @@ def read_lines(path: StrPath) -> Iterator[tuple[int, bytes]]:
             yield number, line
 
 
+def read_text(path: StrPath) -> str:
+    """Return the text of a file in UTF-8; raises `DataError` if it cannot be read."""
+    try:
+        return _read_bytes(Path(path)).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: not UTF-8. Save the file as UTF-8.") from None
+
+
 def _read_bytes(path: Path) -> bytes:
     try:
         content = path.read_bytes()
@@ -78,7 +86,7 @@ def parse(line: bytes) -> Record:
             f"link that says `raw` or `download`. {RESTORE}"
         )
     try:
-        record = json.loads(line.decode("utf-8"))
+        record = json.loads(line.decode("utf-8"), object_pairs_hook=_without_duplicates)
         encode(record)
     except UnicodeDecodeError as error:
         problem = f"not UTF-8 (byte {error.start + 1} of the line). Save the file as UTF-8."
@@ -87,6 +95,8 @@ def parse(line: bytes) -> Record:
             "half of a surrogate pair (\\ud800 to \\udfff), which no tokenizer takes. Delete that "
             "escape or write the whole character."
         )
+    except DataError:
+        raise
     except (ValueError, RecursionError) as error:
         # The message counts within the line; its "line 1" would be mistaken for the file's.
         reason = str(error).replace("line 1 ", "")
@@ -96,6 +106,15 @@ def parse(line: bytes) -> Record:
             return record
         problem = f"{shown(record)} is not a JSON object. Write one {{...}} a line."
     raise DataError(problem)
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> Record:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"the field {shown(twice)} occurs twice. Delete one of the two.")
+    return record
 
 
 def encode(record: Any) -> bytes:

@@ -24,6 +24,7 @@ from rlhf_helpers.annotation.judges import (
     plain_question,
 )
 from rlhf_helpers.configs import RLAIFConfig
+from rlhf_helpers.jsonl import read_text
 from rlhf_helpers.little_world.principles import little_question
 from rlhf_helpers.models import existing, load_policy, load_tokenizer
 from rlhf_helpers.runs import data_dir
@@ -36,10 +37,10 @@ ANNOTATOR = "ai"
 def read_constitution(path: Path | None = None) -> list[str]:
     """The principles, one a line; blank lines and those that begin with # are left out.
 
-    By default `data/constitution.txt`. Raises FileNotFoundError, or DataError if no line is left.
+    By default `data/constitution.txt`. Raises DataError if it cannot be read or no line is left.
     """
     path = path or data_dir() / "constitution.txt"
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [line.strip() for line in read_text(path).splitlines()]
     principles = [line for line in lines if line and not line.startswith("#")]
     if not principles:
         raise DataError(f"{path}: no principle in this constitution. Write one a line.")

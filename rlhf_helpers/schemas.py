@@ -5,6 +5,8 @@ named here are kept. Reading is strict: the first bad record raises one `DataErr
 line and remedy, before any training starts. `sources` maps other people's records to these.
 """
 
+import sys
+import unicodedata
 from collections.abc import Callable, Iterable
 from itertools import combinations
 from typing import Any, NotRequired, TypedDict
@@ -38,6 +40,14 @@ class Demonstration(TypedDict):
 
     input_text: str
     output_text: str
+
+
+class Thumb(TypedDict):
+    """One answer to a prompt; `label` is true if it is good, false if it is bad."""
+
+    input_text: str
+    output_text: str
+    label: bool
 
 
 class Ranking(TypedDict):
@@ -107,6 +117,11 @@ def read_demonstrations(path: StrPath) -> list[Demonstration]:
     return read_records(path, check_demonstration)
 
 
+def read_thumbs(path: StrPath) -> list[Thumb]:
+    """Read answers that are marked good or bad; raise `DataError` on a bad record."""
+    return read_records(path, check_thumb)
+
+
 def read_rankings(path: StrPath) -> list[Ranking]:
     """Read prompts with K ranked answers; raise `DataError` on a bad record."""
     return read_records(path, check_ranking)
@@ -162,7 +177,7 @@ def check_preference(record: Record) -> None:
     _check_texts(record, "input_text", "candidate_0", "candidate_1")
     _check_annotator(record)
     margin = record.get("margin", 0.0)
-    if type(margin) not in (int, float) or margin < 0:
+    if type(margin) not in (int, float) or not 0 <= margin <= sys.float_info.max:
         raise DataError(f"`margin` is {shown(margin)}. Write a number, 0 or more, or leave it out.")
     choice = required(record, "choice")
     # Not `choice in (0, 1)` alone: in Python, True == 1 == 1.0.
@@ -185,6 +200,14 @@ def check_prompt(record: Record) -> None:
 def check_demonstration(record: Record) -> None:
     """Raise `DataError` unless the record is a `Demonstration`."""
     _check_texts(record, "input_text", "output_text")
+
+
+def check_thumb(record: Record) -> None:
+    """Raise `DataError` unless the record is a `Thumb`."""
+    _check_texts(record, "input_text", "output_text")
+    label = required(record, "label")
+    if type(label) is not bool:
+        raise DataError(f"`label` is {shown(label)}. Write true for a good answer, else false.")
 
 
 def check_ranking(record: Record) -> None:
@@ -218,7 +241,7 @@ def check_prediction(record: Record) -> None:
     _check_text("prediction", required(record, "prediction"), may_be_empty=True)
     inputs = required(record, "inputs")
     prompt = inputs.get("inputs_pretokenized") if isinstance(inputs, dict) else None
-    if not isinstance(prompt, str) or not prompt.strip():
+    if not isinstance(prompt, str) or is_blank(prompt):
         raise DataError(
             f"`inputs` is {shown(inputs)}. Write an object that holds the prompt as text: "
             '{"inputs_pretokenized": …}.'
@@ -246,8 +269,13 @@ def _check_texts(record: Record, *names: str) -> None:
 def _check_text(name: str, value: Any, may_be_empty: bool = False) -> None:
     if not isinstance(value, str):
         raise DataError(f"`{name}` is {shown(value)}. Write a text in quotation marks.")
-    if not value.strip() and not may_be_empty:
+    if is_blank(value) and not may_be_empty:
         raise DataError(f"`{name}` is empty. Fill it or delete this line.")
+
+
+def is_blank(text: str) -> bool:
+    """Return whether a text shows nothing: white space, control and zero-width characters alone."""
+    return all(char.isspace() or unicodedata.category(char) in ("Cc", "Cf") for char in text)
 
 
 def _check_annotator(record: Record) -> None:

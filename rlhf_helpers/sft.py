@@ -12,7 +12,8 @@ from rlhf_helpers import streams
 from rlhf_helpers.configs import SFTConfig
 from rlhf_helpers.models import add_lora, load_policy, load_tokenizer, merge_adapter
 from rlhf_helpers.packing import packing_strategy
-from rlhf_helpers.schemas import Demonstration, format_prompt, format_response, read_demonstrations
+from rlhf_helpers.schemas import Demonstration, format_prompt, format_response
+from rlhf_helpers.sources import read_file
 from rlhf_helpers.training import (
     Encode,
     Result,
@@ -51,7 +52,7 @@ def train(config: SFTConfig, resume: bool = False) -> Result:
     the full-precision model at the end. Raises DataError for a bad data set.
     """
     streamed = streams.is_stream(config.data)
-    records = [] if streamed else read_demonstrations(config.data)[: config.demonstrations]
+    records = [] if streamed else read_file(config.data, KIND)[: config.demonstrations]
     tokenizer = load_tokenizer(config.model)
 
     def encode(records: list[Demonstration]) -> list[dict]:

@@ -1,40 +1,46 @@
-"""Data sets of other makers: `SHAPES` lists the columns that are known and how each maps to ours.
+"""Data sets of other makers as our records, by the columns that `shapes` lists.
 
-Demonstrations and prompts may have the columns of OpenOrca or Alpaca-OrcaChat, preferences those of
-hh-rlhf; all may have our own, which are Vertex AI's. Reading is tolerant: a row that cannot be used
-is dropped and counted by reason. What comes out can be written with `schemas.write_jsonl` and
-trained on. `streams` reads data sets that are too large for memory through the same table.
+`read_file` reads a JSONL file for a stage. A file with our columns, which are Vertex AI's, is read
+strictly. One with other known columns is read tolerantly: a row that cannot be used is dropped and
+counted by reason. What comes out can be written with `schemas.write_jsonl`. `streams` reads data
+sets that are too large for memory in the same way.
 """
 
-import os
+import itertools
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
-from rlhf_helpers.jsonl import parse, read_lines
-from rlhf_helpers.schemas import (
-    DataError,
-    Record,
-    check_demonstration,
-    check_preference,
-    check_prompt,
-    check_ranking,
-    ranking_to_pairs,
-)
+from rlhf_helpers import schemas
+from rlhf_helpers.conversations import ASSISTANT
+from rlhf_helpers.jsonl import DataError, Record, StrPath, parse, read_lines
+from rlhf_helpers.shapes import HELPSTEER, SHAPES, find_shape
 
-ASSISTANT, HUMAN = "\n\nAssistant:", "\n\nHuman:"
+logger = logging.getLogger(__name__)
+
+READERS: dict[str, Callable[[StrPath], list]] = {  # strict ones
+    "demonstrations": schemas.read_demonstrations,
+    "preferences": schemas.read_comparisons,
+    "prompts": schemas.read_prompts,
+    "thumbs": schemas.read_thumbs,
+}
 CHECKS = {
-    "demonstrations": check_demonstration,
-    "preferences": check_preference,
-    "prompts": check_prompt,
+    "demonstrations": schemas.check_demonstration,
+    "preferences": schemas.check_preference,
+    "prompts": schemas.check_prompt,
+    "thumbs": schemas.check_thumb,
 }
 FIELDS = {  # those that every record of a kind has
     "demonstrations": ("input_text", "output_text"),
     "preferences": ("input_text", "candidate_0", "candidate_1", "choice"),
     "prompts": ("input_text",),
+    "thumbs": ("input_text", "output_text", "label"),
 }
+OURS = {"input_text", "output_text", "candidate_0", "candidate_1", "candidates"}
+OPTIONAL = {"annotator", "margin"}  # with a meaning of ours, which another maker's may not have
 
 
 @dataclass
@@ -52,18 +58,40 @@ class Loaded:
         return "; ".join([f"{len(self.records)} records from {self.read} rows", *remarks])
 
 
-def load_preferences(path: str | os.PathLike[str]) -> Loaded:
-    """Read preferences from a JSONL file (also .gz) of any known shape.
+def read_file(path: StrPath, kind: str) -> list[Any]:
+    """Read a JSONL file (also .gz); `kind` is demonstrations, preferences, prompts or thumbs.
+
+    The first row decides: with a field of ours, the whole file is read strictly; with the columns
+    of another maker it is read by `load`. Raises DataError for unknown columns, with those that
+    are known.
+    """
+    first = next(_rows(path), None)
+    if first is None or OURS & set(first):
+        return READERS[kind](path)
+    if find_shape(first, kind) is None:
+        raise unknown_columns(path, kind, first)
+    loaded = load(path, kind)
+    logger.log(logging.WARNING if loaded.dropped else logging.INFO, "%s: %s", path, loaded)
+    return loaded.records
+
+
+def load(path: StrPath, kind: str) -> Loaded:
+    """Read the usable rows of a JSONL file (also .gz) whose columns `SHAPES` lists.
 
     Raises DataError if the file cannot be read, or if not one row of it can be used.
     """
-    loaded = convert(_rows(path), "preferences")
+    loaded = convert(_rows(path), kind)
     if not loaded.records:
-        raise DataError(f"{path}: no usable preference. {loaded}. See `rlhf_helpers.sources`.")
+        raise DataError(f"{path}: no usable {kind}. {loaded}. {known_columns(kind)}")
     return loaded
 
 
-def _rows(path: str | os.PathLike[str]) -> Iterator[Record | None]:
+def load_preferences(path: StrPath) -> Loaded:
+    """Read preferences with `load`."""
+    return load(path, "preferences")
+
+
+def _rows(path: StrPath) -> Iterator[Record | None]:
     """Yield the JSON object of each line, or None for a line that is none."""
     for _, line in read_lines(path):
         try:
@@ -72,20 +100,46 @@ def _rows(path: str | os.PathLike[str]) -> Iterator[Record | None]:
             yield None
 
 
+def unknown_columns(data: StrPath, kind: str, found: Iterable[str]) -> DataError:
+    """Return the error for a data set without columns that this kind can be made of."""
+    columns = ", ".join(found) or "none"
+    return DataError(f"{data}: no columns for {kind}. Found: {columns}. {known_columns(kind)}")
+
+
+def known_columns(kind: str) -> str:
+    """Return the sentence of an error message that lists the columns known for a kind."""
+    known = "; ".join(f"{', '.join(shape.columns)} ({shape.name})" for shape in SHAPES[kind])
+    return f"Known: {known}. Rename the columns, or write a file with ours."
+
+
 def convert(rows: Iterable[Any], kind: str) -> Loaded:
-    """Map rows of known shapes to `demonstrations`, `preferences` or `prompts`."""
+    """Map rows of known shapes to records of a kind."""
     loaded = Loaded()
-    for row in rows:
-        loaded.read += 1
+    for row, count in _joined(rows, kind):
+        loaded.read += count
         try:
             records = _records(row, kind)
         except DataError as error:
-            loaded.dropped[_reason(error)] += 1
+            loaded.dropped[_reason(error)] += count
             continue
         loaded.records += records
-        if "chosen" in row and not records[0]["input_text"].endswith(ASSISTANT):
+        text = isinstance(row.get("chosen"), str) and "prompt" not in row and "question" not in row
+        if text and kind == "preferences" and not records[0]["input_text"].endswith(ASSISTANT):
             loaded.notes["no turn of the assistant in common"] += 1
     return loaded
+
+
+def _joined(rows: Iterable[Any], kind: str) -> Iterator[tuple[Any, int]]:
+    """Yield rows with the number of source rows: HelpSteer's answers to one prompt are one row."""
+
+    def key(numbered: tuple[int, Any]) -> Any:
+        number, row = numbered
+        scored = kind == "preferences" and isinstance(row, dict) and set(HELPSTEER) <= set(row)
+        return ("prompt", row["prompt"]) if scored else ("row", number)
+
+    for (what, _), group in itertools.groupby(enumerate(rows), key):
+        answers = [row for _, row in group]
+        yield (answers[0] | {"answers": answers} if what == "prompt" else answers[0]), len(answers)
 
 
 def _records(row: Any, kind: str) -> list[Record]:
@@ -95,7 +149,9 @@ def _records(row: Any, kind: str) -> list[Record]:
     shape = find_shape(row, kind)
     if shape is None:
         raise DataError("fields of no known shape")
-    records = shape.convert(row)
+    used = {*shape.columns, *shape.optional, "answers", *OPTIONAL}
+    others = {name: value for name, value in row.items() if name not in used}
+    records = [others | record for record in shape.convert(row)]
     for record in records:
         CHECKS[kind](record)
     return records
@@ -105,122 +161,3 @@ def _reason(error: DataError) -> str:
     """Return our own reasons as they are, and of a check's message the field that it names."""
     named = re.search(r"`(\w+)", str(error))
     return f"bad or missing `{named[1]}`" if named else str(error)
-
-
-# ---- shapes --------------------------------------------------------------------------------
-
-
-class Shape(NamedTuple):
-    """The columns by which a row is recognised, and the function that maps it to our records."""
-
-    columns: tuple[str, ...]
-    convert: Callable[[Record], list[Record]]  # raises DataError with the reason
-    optional: tuple[str, ...] = ()  # used where they are there
-
-
-def find_shape(columns: Iterable[str], kind: str) -> Shape | None:
-    """Return the first shape of this kind whose columns are all among `columns`."""
-    found = set(columns)
-    return next((shape for shape in SHAPES[kind] if found.issuperset(shape.columns)), None)
-
-
-def _ours(row: Record) -> list[Record]:
-    return [row]
-
-
-def _our_preference(row: Record) -> list[Record]:
-    answers = [row["candidate_0"], row.get("candidate_1")]
-    if all(isinstance(answer, str) for answer in answers):
-        _compare(*answers)
-    return [row]
-
-
-def _compare(first: str, second: str) -> None:
-    """Raise DataError, with its reason in short, for answers that cannot be compared."""
-    if not first.strip() or not second.strip():
-        raise DataError("an empty answer")
-    if first.strip() == second.strip():
-        raise DataError("equal answers")
-
-
-def _our_ranking(row: Record) -> list[Record]:
-    check_ranking(row)
-    if pairs := ranking_to_pairs(row):  # type: ignore[arg-type]
-        return pairs  # type: ignore[return-value]
-    raise DataError("a ranking that prefers nothing")
-
-
-def _dialogues(row: Record) -> list[Record]:
-    """hh-rlhf: two whole dialogues; the prompt is what they share, up to `Assistant:`.
-
-    A few pairs share no turn of the assistant. Their prompt ends at the last `Human:` that they
-    share, so that they are not lost, and they are noted. Which candidate is the better one depends
-    on the parity of its length, so that `choice` is not always 0.
-    """
-    chosen, rejected = row["chosen"], row["rejected"]
-    if not isinstance(chosen, str) or not isinstance(rejected, str):
-        raise DataError("a dialogue that is no text")
-    if chosen.strip() == rejected.strip():
-        raise DataError("equal answers")
-    prompt = shared_prompt(chosen, rejected)
-    if not prompt.strip():
-        raise DataError("no common beginning")
-    answers = [text[len(prompt) :].strip() for text in (chosen, rejected)]
-    _compare(*answers)
-    choice = len(answers[0]) % 2
-    others = {key: value for key, value in row.items() if key not in ("chosen", "rejected")}
-    return [
-        others
-        | {"input_text": prompt, "candidate_0": answers[choice], "candidate_1": answers[1 - choice]}
-        | {"choice": choice}
-    ]
-
-
-def shared_prompt(chosen: str, rejected: str) -> str:
-    """Return what two dialogues share, up to the last `Assistant:`, else the last `Human:`."""
-    common = os.path.commonprefix([chosen, rejected])  # noqa: RUF071 - characters are meant
-    for marker in (ASSISTANT, HUMAN):
-        if marker in common:
-            return common[: common.rindex(marker) + len(marker)]
-    return ""
-
-
-def _open_orca(row: Record) -> list[Record]:
-    return [_question(row["question"], row.get("system_prompt"), row.get("response"))]
-
-
-def _alpaca(row: Record) -> list[Record]:
-    """Alpaca-OrcaChat: with an `input`, the `instruction` is a system prompt, else the question."""
-    question, system = row["instruction"], None
-    if row.get("input"):
-        question, system = row["input"], row["instruction"]
-    return [_question(question, system, row.get("output"))]
-
-
-def _question(question: Any, system: Any, answer: Any) -> Record:
-    """Return a record whose prompt follows the template `System: … Question: … Answer:`."""
-    if not isinstance(question, str) or not question.strip():
-        raise DataError("an empty question")
-    given = isinstance(system, str) and system.strip()
-    beginning = f"System: {given}\n\n" if given else ""
-    prompt = f"{beginning}Question: {question.strip()}\n\nAnswer:"
-    return {"input_text": prompt} | ({} if answer is None else {"output_text": answer})
-
-
-SHAPES = {
-    "demonstrations": (
-        Shape(("input_text", "output_text"), _ours),
-        Shape(("question", "response"), _open_orca, optional=("system_prompt",)),
-        Shape(("instruction", "output"), _alpaca, optional=("input",)),
-    ),
-    "preferences": (
-        Shape(FIELDS["preferences"], _our_preference),
-        Shape(("candidates", "ranking"), _our_ranking),
-        Shape(("chosen", "rejected"), _dialogues),
-    ),
-    "prompts": (
-        Shape(("input_text",), _ours),
-        Shape(("question",), _open_orca, optional=("system_prompt",)),
-        Shape(("instruction",), _alpaca, optional=("input",)),
-    ),
-}

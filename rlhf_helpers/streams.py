@@ -27,7 +27,8 @@ from datasets import Features, IterableDataset, Value, load_dataset, load_datase
 
 from rlhf_helpers.extras import needs_extra
 from rlhf_helpers.schemas import DataError, Record
-from rlhf_helpers.sources import FIELDS, SHAPES, convert, find_shape
+from rlhf_helpers.shapes import find_shape
+from rlhf_helpers.sources import FIELDS, convert, unknown_columns
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def stream(
     epochs: int = 1,
     dropped: Counter[str] | None = None,
 ) -> IterableDataset:
-    """Read `demonstrations`, `prompts` or `preferences` as a stream that is never loaded whole.
+    """Read a kind of records (see `sources.FIELDS`) as a stream that is never loaded whole.
 
     Rows are shuffled within each block of `buffer` rows, in another order in every epoch; 0 keeps
     their order. The order depends on seed and row numbers alone, so that a stream resumed with
@@ -63,7 +64,8 @@ def stream(
     with _explained(data):
         rows, columns = _rows(data, kind)
     settings = {"data": data, "kind": kind, "seed": seed if buffer else None}
-    features = {name: Value("int64" if name == "choice" else "string") for name in FIELDS[kind]}
+    types = {"choice": "int64", "label": "bool"}
+    features = {name: Value(types.get(name, "string")) for name in FIELDS[kind]}
     return rows.repeat(epochs).map(
         _records,
         batched=True,
@@ -155,10 +157,7 @@ def _used(data: str | Path, kind: str, found: list[str]) -> list[str]:
     """Return the columns found that records are made of; raises DataError if some are missing."""
     if shape := find_shape(found, kind):
         return [*shape.columns, *(name for name in shape.optional if name in found)]
-    choices = "; or ".join(", ".join(shape.columns) for shape in SHAPES[kind])
-    raise DataError(
-        f"{data}: no columns for {kind}. Found: {', '.join(found)}. Needed: {choices}. Rename them."
-    )
+    raise unknown_columns(data, kind, found)
 
 
 def _lake(data: str | Path) -> Any:
@@ -179,9 +178,25 @@ def _lake(data: str | Path) -> Any:
 def _read_lake(lake: Any, columns: tuple[str, ...], starts: list[int]) -> Iterator[Record]:
     """Yield the rows of the ranges that begin at `starts`."""
     for start in starts:
-        part = lake[start : start + READ]
-        values = [np.asarray(part[name], dtype=object).tolist() for name in columns]
+        rows = range(start, min(start + READ, len(lake)))
+        values = [_read_column(lake, name, rows) for name in columns]
         yield from (dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True))
+
+
+def _read_column(lake: Any, name: str, rows: range) -> list[Any]:
+    """Return values of a column as Python objects."""
+    if lake.schema[name].dtype.is_sequence:  # Deep Lake 4.7 crashes on ranges of such a column
+        return [_plain(lake[name][row]) for row in rows]
+    return _plain(lake[rows.start : rows.stop][name])
+
+
+def _plain(value: Any) -> Any:
+    """Return Deep Lake's dicts and numpy's arrays as dicts and lists."""
+    if hasattr(value, "to_dict"):
+        return {key: _plain(item) for key, item in value.to_dict().items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
 def _records(

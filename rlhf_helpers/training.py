@@ -29,18 +29,13 @@ from transformers import (
 )
 from transformers.integrations import TensorBoardCallback
 
-from rlhf_helpers import processes, schemas, streams
+from rlhf_helpers import processes, sources, streams
 from rlhf_helpers.configs import StageConfig, TRLStageConfig
 from rlhf_helpers.models import compute_dtype, default_device
 from rlhf_helpers.runs import write_json
 from rlhf_helpers.tracking import log_writer, settings
 
 # kind of record -> what reads a whole JSONL file of them, strictly
-READERS: dict[str, Callable[[Any], list]] = {
-    "demonstrations": schemas.read_demonstrations,
-    "preferences": schemas.read_comparisons,
-    "prompts": schemas.read_prompts,
-}
 HELD_OUT = 1000  # records of `eval_data` that are looked at, at most
 
 Encode = Callable[[list], list[dict[str, Any]]]  # rows of tokens from records
@@ -59,7 +54,7 @@ def read_some(data: str | Path, kind: str, limit: int | None) -> list[Any]:
     """The first records of a file, or of a named source, of which no more is read."""
     if streams.is_stream(data):
         return list(itertools.islice(streams.stream(data, kind, buffer=0), limit))
-    return READERS[kind](data)[:limit]
+    return sources.read_file(data, kind)[:limit]
 
 
 def streamed_rows(

@@ -21,7 +21,8 @@ from rlhf_helpers.models import (
 from rlhf_helpers.ppo import critic
 from rlhf_helpers.ppo.trainer import PPOTrainer
 from rlhf_helpers.reward_model import RewardModel
-from rlhf_helpers.schemas import Prompt, format_prompt, read_prompts, read_texts
+from rlhf_helpers.schemas import Prompt, format_prompt, read_texts
+from rlhf_helpers.sources import read_file
 from rlhf_helpers.tracking import log_writer
 from rlhf_helpers.training import (
     Result,
@@ -72,7 +73,7 @@ def train(config: PPORunConfig, resume: bool = False) -> Result:
     if streams.is_stream(config.data):
         batches = streamed_prompt_batches(config)
     else:
-        batches = prompt_batches(read_prompts(config.data), config)
+        batches = prompt_batches(read_file(config.data, "prompts"), config)
     documents = None
     if config.ptx_coef and config.ptx_data:
         documents = [record["text"] for record in read_texts(config.ptx_data)]

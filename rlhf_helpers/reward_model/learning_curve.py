@@ -9,7 +9,8 @@ from rlhf_helpers.configs import RewardConfig
 from rlhf_helpers.evaluation import evaluate_reward_model
 from rlhf_helpers.reward_model.model import RewardModel
 from rlhf_helpers.reward_model.run import train
-from rlhf_helpers.schemas import Preference, Ranking, ranking_to_pairs, read_comparisons
+from rlhf_helpers.schemas import Preference, Ranking, ranking_to_pairs
+from rlhf_helpers.sources import read_file
 
 
 def learning_curve(
@@ -25,7 +26,7 @@ def learning_curve(
     `epochs`, `seconds`, and the metrics of `evaluate_reward_model`. Models are written below
     `config.output_dir`.
     """
-    records, rows = read_comparisons(config.data), []
+    records, rows = read_file(config.data, "preferences"), []
     for size in sizes:
         chosen = records[:size]
         epochs = max(config.epochs, min_steps * config.batch_size / len(chosen))

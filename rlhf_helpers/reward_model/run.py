@@ -19,7 +19,8 @@ from rlhf_helpers.models import (
 from rlhf_helpers.reward_model.kwise import KwiseTrainer, add_rank_scores, encode_rankings
 from rlhf_helpers.reward_model.model import RewardModel, append_eos
 from rlhf_helpers.reward_model.pairs import PairTrainer, encode_pairs
-from rlhf_helpers.schemas import DataError, format_prompt, read_comparisons
+from rlhf_helpers.schemas import DataError, format_prompt
+from rlhf_helpers.sources import read_file
 from rlhf_helpers.training import (
     Encode,
     Result,
@@ -67,7 +68,7 @@ def train(config: RewardConfig, resume: bool = False) -> Result:
 
 def _records(config: RewardConfig) -> list:
     """All preferences or rankings of a file; ranks are needed to learn scores."""
-    records = read_comparisons(config.data)[: config.pairs]
+    records = read_file(config.data, "preferences")[: config.pairs]
     if config.objective == "scores" and "candidates" not in records[0]:
         raise ValueError(f"{config.data}: pairs have no ranks to score. Give rankings.")
     return records

@@ -12,7 +12,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from rlhf_helpers.commands import course, notebooks
+from rlhf_helpers.commands import notebooks
 from rlhf_helpers.commands.course import run_course, run_notebooks
 from rlhf_helpers.commands.normalise import normalise
 from rlhf_helpers.commands.notebooks import course_notebooks, without_exercises

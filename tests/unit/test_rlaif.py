@@ -39,6 +39,11 @@ def test_remarks_are_left_out_and_an_empty_constitution_is_refused(tmp_path):
     path.write_text("# a remark\n")
     with pytest.raises(schemas.DataError, match=r"mine\.txt: no principle"):
         rlaif.read_constitution(path)
+    path.write_bytes(b"Be caf\xe9.")
+    with pytest.raises(schemas.DataError, match=r"mine\.txt: not UTF-8"):
+        rlaif.read_constitution(path)
+    with pytest.raises(schemas.DataError, match=r"missing\.txt: no such file"):
+        rlaif.read_constitution(tmp_path / "missing.txt")
 
 
 @pytest.mark.parametrize(

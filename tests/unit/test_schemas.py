@@ -21,12 +21,13 @@ GOOD = {
     schemas.read_demonstrations: {"input_text": "a post [summary]: ", "output_text": "short"},
     schemas.read_rankings: {**RANKING, "ranking": [2, [0, 3], 1]},
     schemas.read_texts: {"text": "a document"},
+    schemas.read_thumbs: {"input_text": "a post", "output_text": "short", "label": False},
     schemas.read_predictions: {"inputs": {"inputs_pretokenized": "a post"}, "prediction": "short"},
 }
 READERS = pytest.mark.parametrize("read", GOOD, ids=lambda read: read.__name__)
 # Line separators of str.splitlines that must not end a record, and other rare characters.
 RARE = 'a\u2028b\u2029c\u0085d\x0b\x0c\x1c\x1e e\u0301 \U0001f600 \ufeff \x00 \r\n \\ " 漢字'
-TEXTS = st.text().filter(str.strip)
+TEXTS = st.text().filter(lambda text: not schemas.is_blank(text))
 
 
 def json_bytes(record: object) -> bytes:
@@ -77,6 +78,8 @@ NOT_JSON = [
     (b'{"input_text": "caf\xe9"}', "byte 20 of the line). Save the file as UTF-8"),
     ('{"input_text": "a"}'.encode("utf-16"), "Save the file as UTF-8"),
     (rb'{"input_text": "\ud800"}', "surrogate pair"),
+    (b'{"input_text": "a", "choice": 0, "choice": 1}', 'field "choice" occurs twice. Delete one'),
+    (b'{"input_text": "a", "note": [{"b": 1, "b": 1}]}', 'field "b" occurs twice'),
     (rb'{"input_text": "a", "note": ["\uDC00"]}', "write the whole character"),
 ]
 
@@ -98,6 +101,9 @@ def test_surrogate_pairs_are_whole_characters(tmp_path):
     assert schemas.read_texts(path) == [{"text": "\U0001f600"}]
 
 
+BLANK = ("", " \n\t\u2028", "\u200b\ufeff\u2060\0")
+
+
 def bad_fields():
     """(reader, record, piece of the remedy) for each text field missing, blank or of wrong type."""
     for read, good in GOOD.items():
@@ -106,7 +112,7 @@ def bad_fields():
                 rest = {key: good[key] for key in good if key != field}
                 yield read, rest, f"`{field}` is missing. Add it"
             if isinstance(good[field], str):
-                for blank in ("", " \n\t\u2028") if field != "prediction" else ():
+                for blank in BLANK if field != "prediction" else ():
                     yield read, {**good, field: blank}, f"`{field}` is empty. Fill it"
                 for wrong in (None, 7, True, ["a"], {"a": "b"}):
                     shown = json.dumps(wrong)
@@ -136,7 +142,11 @@ BAD_RECORDS = [
     ),
     *(
         (schemas.read_preferences, {**PREFERENCE, "choice": 0, "margin": margin}, "Write a number")
-        for margin in (-0.5, "1", None, True, [1])
+        for margin in (-0.5, "1", None, True, [1], 10**400)
+    ),
+    *(
+        (schemas.read_thumbs, {**GOOD[schemas.read_thumbs], "label": label}, "Write true for")
+        for label in (0, 1, "true", None)
     ),
     *(
         (

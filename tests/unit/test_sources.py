@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlhf_helpers.conversations import ASSISTANT, shared_prompt
 from rlhf_helpers.models import load_tokenizer
 from rlhf_helpers.reward_model import append_eos, encode_pairs
 from rlhf_helpers.scales import Scale
@@ -18,7 +19,7 @@ from rlhf_helpers.schemas import (
     read_preferences,
     write_jsonl,
 )
-from rlhf_helpers.sources import ASSISTANT, Loaded, convert, load_preferences, shared_prompt
+from rlhf_helpers.sources import Loaded, convert, load_preferences, read_file
 
 
 def dialogue(*turns: str) -> str:
@@ -96,7 +97,7 @@ def test_what_cannot_be_used_is_counted_by_reason():
         "an empty answer": 2,
         "equal answers": 1,
         "no common beginning": 1,
-        "a dialogue that is no text": 1,
+        "a missing text": 1,
         "fields of no known shape": 1,
         "not a JSON object": 1,
     }
@@ -212,7 +213,10 @@ def test_a_ranking_gives_all_its_pairs():
 
 def test_a_file_of_which_nothing_can_be_used_is_an_error(tmp_path):
     path = write(tmp_path / "none.jsonl", {"a": 1}, {"a": 2})
-    with pytest.raises(DataError, match=r"no usable preference\. 0 records from 2 rows; dropped 2"):
+    with pytest.raises(
+        DataError,
+        match=r"no usable preferences\. 0 records from 2 rows; dropped 2.*Known: .*hh-rlhf",
+    ):
         load_preferences(path)
     with pytest.raises(DataError, match=r"missing.jsonl: no such file"):
         load_preferences(tmp_path / "missing.jsonl")
@@ -221,3 +225,222 @@ def test_a_file_of_which_nothing_can_be_used_is_an_error(tmp_path):
         (tmp_path / "broken.gz").write_bytes(content)
         with pytest.raises(DataError, match=r"broken\.gz: cannot be read \(\w"):
             load_preferences(tmp_path / "broken.gz")
+
+
+# Shapes
+
+USER = {"role": "user", "content": "Why?"}
+SYSTEM = {"role": "system", "content": "Be brief."}
+FIRST = [USER, {"role": "assistant", "content": "Because."}]
+
+
+def says(text: str) -> dict:
+    return {"role": "assistant", "content": text}
+
+
+LONG = "\n\nSystem: Be brief.\n\nHuman: Why?\n\nAssistant: Because.\n\nHuman: Why?\n\nAssistant:"
+DEMONSTRATIONS = {
+    "texts": ({"prompt": "Why? ", "completion": " Yes."}, "Why? ", " Yes."),
+    "messages": ({"prompt": [USER], "completion": [says("Yes.")]}, "Why?", "Yes."),
+    "a text as the prompt of messages": (
+        {"prompt": "Why?", "completion": [says("Yes.")]},
+        "Why?",
+        "Yes.",
+    ),
+    "chat": ({"messages": [USER, says("Yes.")]}, "Why?", "Yes."),
+    "long chat": ({"messages": [SYSTEM, *FIRST, USER, says("Yes.")]}, LONG, "Yes."),
+    "JSON in a text": ({"messages": json.dumps([USER, says("Yes.")])}, "Why?", "Yes."),
+    "columns of messages": (
+        {"messages": {"role": ["user", "assistant"], "content": ["Why?", "Yes."]}},
+        "Why?",
+        "Yes.",
+    ),
+    "ShareGPT": (
+        {"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "Yes."}]},
+        "Why?",
+        "Yes.",
+    ),
+    "parts": (
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "Why?"}]},
+                says("Yes."),
+            ]
+        },
+        "Why?",
+        "Yes.",
+    ),
+    "HelpSteer": ({"prompt": "Why?", "response": "Yes.", "helpfulness": 3}, "Why?", "Yes."),
+    "a thumb up": ({"prompt": "Why?", "completion": "Yes.", "label": True}, "Why?", "Yes."),
+    "no messages": ({"prompt": "[not JSON", "completion": "[1, 2]"}, "[not JSON", "[1, 2]"),
+}
+
+
+@pytest.mark.parametrize("name", DEMONSTRATIONS)
+def test_demonstrations_of_every_shape(name):
+    row, prompt, answer = DEMONSTRATIONS[name]
+    (record,) = convert([row], "demonstrations").records
+    assert (record["input_text"], record["output_text"]) == (prompt, answer)
+
+
+@pytest.mark.parametrize("name", DEMONSTRATIONS)
+def test_prompts_of_every_shape(name):
+    row, prompt, _ = DEMONSTRATIONS[name]
+    (record,) = convert([row], "prompts").records
+    assert record["input_text"] == prompt
+
+
+PAIRS = {
+    "explicit prompt as text": (
+        {"prompt": "Why?", "chosen": "Yes.", "rejected": "No!"},
+        ("Why?", "Yes.", "No!"),
+    ),
+    "answers that repeat the prompt": (
+        {"prompt": "Why?", "chosen": "Why? Yes.", "rejected": "Why? No!"},
+        ("Why?", " Yes.", " No!"),
+    ),
+    "explicit prompt as messages": (
+        {"prompt": [SYSTEM, *FIRST, USER], "chosen": [says("Yes.")], "rejected": [says("No!")]},
+        (LONG, "Yes.", "No!"),
+    ),
+    "UltraFeedback, binarised": (
+        {"prompt": "Why?", "chosen": [USER, says("Yes.")], "rejected": [USER, says("No!")]},
+        ("Why?", "Yes.", "No!"),
+    ),
+    "implicit prompt": (
+        {"chosen": [*FIRST, USER, says("Yes.")], "rejected": [*FIRST, USER, says("No!")]},
+        (LONG.replace("\n\nSystem: Be brief.", ""), "Yes.", "No!"),
+    ),
+    "conversations that part early": (
+        {"chosen": [USER, says("Yes."), USER, says("So.")], "rejected": [USER, says("No!")]},
+        ("Why?", "Yes.\n\nHuman: Why?\n\nAssistant: So.", "No!"),
+    ),
+    "one conversation goes on": (
+        {"chosen": FIRST, "rejected": [*FIRST[:1], says("No!"), USER]},
+        ("Why?", "Because.", "No!\n\nHuman: Why?"),
+    ),
+    "Orca pairs": (
+        {"system": "Be brief.", "question": "Why?", "chosen": "Yes.", "rejected": "No!"},
+        ("System: Be brief.\n\nQuestion: Why?\n\nAnswer:", "Yes.", "No!"),
+    ),
+    "UltraFeedback": (
+        {
+            "instruction": "Why?",
+            "completions": [
+                {"response": "No!", "overall_score": 2.0},
+                {"response": "Yes.", "overall_score": 8.5},
+                {"response": "left out", "overall_score": None},
+            ],
+        },
+        ("Why?", "Yes.", "No!"),
+    ),
+    "HelpSteer2": (
+        {"prompt": "Why?", "response_1": "No!", "response_2": "Yes.", "preference_strength": 2},
+        ("Why?", "Yes.", "No!"),
+    ),
+    "HelpSteer3": (
+        {"context": [USER], "response1": "Yes.", "response2": "No!", "overall_preference": -1},
+        ("Why?", "Yes.", "No!"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_preferences_of_every_shape(name):
+    row, (prompt, better, worse) = PAIRS[name]
+    (record,) = as_preferences([row]).records
+    assert record["input_text"] == prompt
+    assert answers(record) == (better, worse)
+    assert "chosen" not in record and "completions" not in record
+
+
+def test_neighbouring_answers_of_helpsteer_to_one_prompt_are_compared():
+    rows = [
+        {"prompt": prompt, "response": f"{prompt} {score} {i}", "helpfulness": score}
+        for i, (prompt, score) in enumerate(zip("aabbbccd", (3, 1, 0, 2, 4, 2, 2, 1), strict=True))
+    ]
+    loaded = as_preferences(rows)
+    assert [(record["input_text"], *answers(record)) for record in loaded.records] == [
+        ("a", "a 3 0", "a 1 1"),
+        ("b", "b 2 3", "b 0 2"),
+        ("b", "b 4 4", "b 0 2"),
+        ("b", "b 4 4", "b 2 3"),
+    ]
+    assert loaded.dropped == {
+        "a ranking that prefers nothing": 2,
+        "fewer than two answers with a score": 1,
+    }
+    assert loaded.read == len(rows)
+
+
+UNUSABLE = [
+    ("demonstrations", {"messages": [says("Yes.")]}, "does not end with the user's turn"),
+    ("demonstrations", {"messages": FIRST[:1]}, "does not begin with the assistant's turn"),
+    ("demonstrations", {"messages": []}, "neither a text nor messages"),
+    ("demonstrations", {"messages": ["Why?"]}, "neither a text nor messages"),
+    ("demonstrations", {"messages": "Why?"}, "messages that are a text"),
+    ("demonstrations", {"messages": [USER, says(" ")]}, "an empty answer"),
+    ("demonstrations", {"messages": [USER, says(None)]}, "a message without text"),
+    ("demonstrations", {"messages": [USER | {"role": "tool"}, *FIRST]}, "whose role is not"),
+    ("demonstrations", {"messages": [USER | {"content": [{"type": "image"}]}]}, "more than text"),
+    ("demonstrations", {"prompt": "Why?", "completion": "\u200b\0"}, "an empty answer"),
+    ("demonstrations", {"prompt": "Why?", "completion": "x", "label": False}, "marked bad"),
+    ("prompts", {"prompt": None}, "a missing text"),
+    ("prompts", {"messages": [SYSTEM]}, "does not end with the user's turn"),
+    ("preferences", {"chosen": FIRST, "rejected": FIRST}, "equal answers"),
+    ("preferences", {"chosen": FIRST, "rejected": "No!"}, "messages compared with a text"),
+    ("preferences", {"chosen": FIRST, "rejected": [SYSTEM, *FIRST]}, "no common beginning"),
+    ("preferences", {"chosen": FIRST[1:], "rejected": [says("No!")]}, "a missing text"),
+    ("preferences", {"instruction": "a", "completions": [{"response": "b"}]}, "fewer than two"),
+    (
+        "preferences",
+        {"prompt": "a", "response_1": "b", "response_2": "c", "preference_strength": 0},
+        "a tie",
+    ),
+    ("thumbs", {"prompt": "a", "completion": "b", "label": "yes"}, "not true or false"),
+]
+
+
+@pytest.mark.parametrize(("kind", "row", "reason"), UNUSABLE, ids=range(len(UNUSABLE)))
+def test_an_unusable_row_is_counted_with_its_reason(kind, row, reason):
+    loaded = convert([row], kind)
+    assert not loaded.records and loaded.dropped.total() == 1
+    assert reason in next(iter(loaded.dropped))
+
+
+def test_thumbs_as_texts_and_as_messages():
+    rows = [
+        {"prompt": "Why?", "completion": "Yes.", "label": True},
+        {"prompt": [USER], "completion": [says("No!")], "label": 0},
+    ]
+    assert convert(rows, "thumbs").records == [
+        {"input_text": "Why?", "output_text": "Yes.", "label": True},
+        {"input_text": "Why?", "output_text": "No!", "label": False},
+    ]
+
+
+def test_a_margin_or_an_annotator_of_others_is_not_taken_for_ours():
+    row = {"chosen": FIRST, "rejected": [USER, says("No!")], "margin": -3, "annotator": 7, "id": 1}
+    (record,) = as_preferences([row]).records
+    assert record["id"] == 1 and not {"margin", "annotator"} & set(record)
+
+
+# What a stage reads
+
+
+def test_a_stage_reads_our_columns_strictly_and_others_tolerantly(tmp_path, caplog):
+    ours = write(tmp_path / "ours.jsonl", {"input_text": "a"}, {"prompt": "b"})
+    with pytest.raises(DataError, match="line 2: the field `input_text` is missing"):
+        read_file(ours, "prompts")
+    others = write(tmp_path / "others.jsonl", {"prompt": "b"}, {"prompt": " "}, "no JSON")
+    assert read_file(others, "prompts") == [{"input_text": "b"}]
+    assert "dropped 1: an empty prompt; dropped 1: not a JSON object" in caplog.text
+
+
+def test_unknown_columns_are_an_error_that_names_those_known_and_those_found(tmp_path):
+    path = write(tmp_path / "other.jsonl", {"title": "a", "body": "b"})
+    with pytest.raises(
+        DataError, match=r"for thumbs. Found: title, body. Known: .*\(TRL\)"
+    ) as error:
+        read_file(path, "thumbs")
+    assert str(path) in str(error.value) and "label" in str(error.value)

@@ -133,6 +133,31 @@ def test_our_own_columns_stay_as_they_are(write):
     assert list(stream(data, "prompts")) == [{"input_text": "A"}]
 
 
+MESSAGES = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Yes."}]
+
+
+def test_messages_are_read_from_parquet_and_deep_lake(tmp_path):
+    frame = {"messages": [MESSAGES] * 3}
+    write_parquet(frame, tmp_path / "data.parquet")
+    lake = deeplake.create(str(tmp_path / "lake"))
+    lake.add_column("messages", deeplake.types.Sequence(deeplake.types.Dict()))
+    lake.append(frame)
+    lake.commit()
+    write_lake({"messages": [json.dumps(MESSAGES)] * 3}, tmp_path / "texts")
+    for name in ("data.parquet", "lake", "texts"):
+        records = list(stream(tmp_path / name, "demonstrations"))
+        assert records == [{"input_text": "Why?", "output_text": "Yes."}] * 3, name
+
+
+def test_thumbs_and_scored_answers_are_streamed_too(tmp_path):
+    thumbs = {"prompt": ["Why?"] * 2, "completion": ["Yes.", "No!"], "label": [True, False]}
+    data = write_parquet(thumbs, tmp_path / "thumbs.parquet")
+    assert [record["label"] for record in stream(data, "thumbs", buffer=0)] == [True, False]
+    scored = {"prompt": ["Why?"] * 2, "response": ["Yes.", "No!"], "helpfulness": [4, 0]}
+    (record,) = stream(write_parquet(scored, tmp_path / "scored.parquet"), "preferences")
+    assert record[f"candidate_{record['choice']}"] == "Yes."
+
+
 # Sources
 
 
@@ -227,7 +252,7 @@ def test_deep_lakes_cloud_out_of_reach_is_named_with_the_remedy(monkeypatch):
 
 
 def test_other_columns_are_an_error_that_names_them(write):
-    with pytest.raises(DataError, match=r"Found: title, text. Needed: .*question, response"):
+    with pytest.raises(DataError, match=r"Found: title, text. Known: .*question, response"):
         stream(write({"title": ["a"], "text": ["b"]}), "demonstrations")
 
 
@@ -281,14 +306,14 @@ def test_bad_rows_are_dropped_and_counted_by_reason(tmp_path, caplog):
     with caplog.at_level("INFO", streams.logger.name):
         records = list(stream(data, "demonstrations", buffer=5, dropped=dropped))
     assert len(records) == 17
-    assert dropped == {"bad or missing `output_text`": 2, "an empty question": 1}
-    assert f"{data}: rows dropped so far: 2 for bad" in caplog.messages[-1]
+    assert dropped == {"a missing text": 1, "an empty answer": 1, "an empty question": 1}
+    assert f"{data}: rows dropped so far: 1 for a missing" in caplog.messages[-1]
 
 
 def test_a_source_without_one_usable_row_is_an_error(tmp_path):
     columns = orca(4) | {"response": [" "] * 4}
     rows = stream(write_parquet(columns, tmp_path / "data.parquet"), "demonstrations")
-    with pytest.raises(DataError, match="not one usable row among the first 4: 4 for bad or"):
+    with pytest.raises(DataError, match="not one usable row among the first 4: 4 for an empty"):
         next(iter(rows))
 
 
