@@ -8,6 +8,7 @@ TORCH_INDEX ?=
 VENV  := .venv
 RUN   := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+PARALLEL := --numprocesses auto --dist loadfile
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 # Installing without byte-compiling is faster: what the lessons import is compiled once, at the end,
@@ -31,14 +32,15 @@ $(STAMP): pyproject.toml constraints.txt
 	from rlhf_helpers.pipelines import local, submit, vertex_rlhf"
 	@touch $@
 
-course: $(STAMP) ## run all notebooks in order at SCALE, then show the results
+course: $(STAMP) ## run all notebooks at SCALE, then show the results
 	$(RUN) -m rlhf_helpers course --scale $(SCALE)
 
-test: test-unit ## run all tests: the fast ones, then the notebooks
+test: $(STAMP) ## run all tests: the unit tests, then the notebooks at tiny
+	$(RUN) -m pytest tests/unit $(PARALLEL)
 	$(RUN) -m pytest tests/notebooks
 
-test-unit: $(STAMP) ## run the fast tests only, one process a core
-	$(RUN) -m pytest tests/unit --numprocesses auto --dist loadfile
+test-unit: $(STAMP) ## run the fast unit tests only
+	$(RUN) -m pytest tests/unit -m "not slow" $(PARALLEL)
 
 lab: $(STAMP) ## open the notebooks in JupyterLab
 	$(RUN) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks
