@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 VENV  := .venv
 RUN   := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-PARALLEL := --numprocesses auto --dist loadfile
+PARALLEL := --numprocesses auto --dist loadfile --no-loadscope-reorder
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 # Installing without byte-compiling is faster: what the lessons import is compiled once, at the end,

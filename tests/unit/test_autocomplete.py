@@ -299,6 +299,7 @@ def test_texts_survive_the_tokenizer_and_fit():
 # The same stages
 
 
+@pytest.mark.slow
 def test_the_stages_learn_it_unchanged(monkeypatch, tmp_path, capsys):
     """And PPO mixes in the pretraining documents, which both tasks share."""
     monkeypatch.setenv("RLHF_RUNS", str(tmp_path))

@@ -176,6 +176,7 @@ def test_a_project_without_notebooks_is_a_failure(tmp_path, monkeypatch, capsys)
 # Running: each starts a kernel
 
 
+@pytest.mark.slow
 def test_a_notebook_runs_on_this_interpreter_and_is_refreshed_in_place(tmp_path, capsys):
     source = (
         "import sys\n"
@@ -218,6 +219,7 @@ def test_a_notebook_runs_on_this_interpreter_and_is_refreshed_in_place(tmp_path,
     assert "[1/1] L1_small" in table and "results.json" in table and "--logdir" in table
 
 
+@pytest.mark.slow
 def test_a_failed_notebook_is_named_with_its_cell_and_stops_no_other(tmp_path, capsys):
     parameters = code(PARAMETERS, tags=["parameters"])
     sources = {"L1_broken": "steps = 0\n60 / steps", "L2_dies": "import os; os._exit(1)"}
@@ -238,6 +240,7 @@ def test_a_failed_notebook_is_named_with_its_cell_and_stops_no_other(tmp_path, c
     assert list(read_results("smoke")) == ["L3_fine"]
 
 
+@pytest.mark.slow
 def test_notebooks_run_side_by_side_with_one_thread_but_after_those_that_they_read(
     tmp_path, capsys
 ):

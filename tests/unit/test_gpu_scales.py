@@ -144,6 +144,7 @@ def train(stage: str, **options) -> list[dict]:
     return json.loads((Scale("small").dir(stage) / "metrics.json").read_text())["history"]
 
 
+@pytest.mark.slow
 def test_every_stage_trains_from_the_hub_s_models_and_streamed_data(hub, data, capsys):
     """SFT (QLoRA, packed), reward model (DeBERTa), PPO (8 bits) and DPO, one after the other."""
     history = train(

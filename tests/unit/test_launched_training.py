@@ -1,8 +1,10 @@
 """The pipeline's training in two processes on the CPU, started by `accelerate launch`."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,7 +26,7 @@ MEASURED = {
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The folders of every stage, trained one after the other in one process, and in two."""
+    """The folders of every stage, trained in one process, and in two."""
     root = tmp_path_factory.mktemp("launched")
     base = str(Scale("smoke").base_model)
     models = {
@@ -36,20 +38,42 @@ def trained(tmp_path_factory):
         patch.setenv("RLHF_MATMUL_PRECISION", "highest")
         patch.setenv("OMP_NUM_THREADS", "1")
         for stage, given in models.items():
-            for processes in (1, 2):
-                folder = str(root / f"{stage}{processes}")
-                stages.train(stage, folder, "smoke", 0, processes, **given)
+            stages.train(stage, str(root / f"{stage}1"), "smoke", 0, **given)
+        stages.train("sft", str(root / "sft2"), "smoke", 0, processes=2)
+        launch_both(root, {stage: models[stage] for stage in ("reward", "dpo")})
         launch_sharded(root / "sft_fsdp")
     return root
 
 
-def launch_sharded(folder) -> None:
+TRAIN = """
+import json, sys
+from rlhf_helpers.scales import Scale
+from rlhf_helpers.stages import train_stage
+for stage, changes in json.loads(sys.argv[1]).items():
+    train_stage(stage, Scale("smoke").config(stage, **changes))
+"""
+
+
+def launch_both(root: Path, models: dict[str, dict]) -> None:
+    """Train several stages in two processes, which are started once for all of them."""
+    (root / "train.py").write_text(TRAIN)
+    changes = {stage: given | {"output_dir": f"{root}/{stage}2"} for stage, given in models.items()}
+    options = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
+    launch(*options.split(), "--dynamo_backend", "no", root / "train.py", json.dumps(changes))
+
+
+def launch_sharded(folder: Path) -> None:
     """SFT with the weights spread over two processes, by the configuration that is shipped."""
     config = project_root() / "scripts" / "accelerate" / "fsdp.yaml"
-    launch = f"launch --config_file {config} --mixed_precision no --num_processes 2"
+    options = f"--config_file {config} --mixed_precision no --num_processes 2"
     train = f"-m rlhf_helpers train sft --scale smoke --output-dir {folder}"
-    words = f"-m accelerate.commands.accelerate_cli {launch} {train}".split()
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+    launch(*options.split(), *train.split())
+
+
+def launch(*words: object) -> None:
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *words]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

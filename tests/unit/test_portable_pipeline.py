@@ -232,6 +232,7 @@ def numbers(metrics: dict) -> dict:
     return {name: value for name, value in metrics.items() if "seconds" not in name}
 
 
+@pytest.mark.slow
 def test_it_publishes_models_logs_and_metrics_where_the_lessons_look(here, folders):
     found, root, shown = here
     published, _ = folders
@@ -253,6 +254,7 @@ def test_it_publishes_models_logs_and_metrics_where_the_lessons_look(here, folde
     assert "reinforcement-learning 0%|" in shown
 
 
+@pytest.mark.slow
 def test_the_pipeline_gives_the_numbers_of_the_stages_run_alone(here, folders):
     found, _, _ = here
     published, alone = folders
@@ -286,6 +288,7 @@ def test_the_pipeline_gives_the_numbers_of_the_stages_run_alone(here, folders):
         assert 0 <= low <= found.metrics[name] <= high <= 1
 
 
+@pytest.mark.slow
 def test_unchanged_steps_come_from_the_cache(here, folders, capsys):
     again = local.run(VALUES, cached=True)
     assert again.metrics == here[0].metrics
@@ -293,6 +296,7 @@ def test_unchanged_steps_come_from_the_cache(here, folders, capsys):
     assert capsys.readouterr().out.count("from the cache") == 6
 
 
+@pytest.mark.slow
 def test_a_failed_run_publishes_nothing_and_says_where_it_failed(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RLHF_RUNS", str(tmp_path))
     missing = str(tmp_path / "no" / "model")

@@ -20,6 +20,8 @@ from rlhf_helpers.reward_model.kwise import KwiseTrainer
 from rlhf_helpers.scales import Scale
 from rlhf_helpers.schemas import read_demonstrations, read_preferences
 
+pytestmark = pytest.mark.slow  # each test needs trained stages
+
 SMOKE = Scale("smoke")
 STAGES = pytest.mark.parametrize("stage", stages.STAGES)
 CLASSES = {"sft": AutoModelForCausalLM, "reward": AutoModelForSequenceClassification}
