@@ -5,7 +5,7 @@ What reports gold here does so where the prompts are posts of the little world; 
 """
 
 from rlhf_helpers.evaluation.comparison import WinRate, side_by_side, win_rate
-from rlhf_helpers.evaluation.diagnosis import Finding, diagnose
+from rlhf_helpers.evaluation.diagnosis import Finding, diagnose, diagnose_reward_model
 from rlhf_helpers.evaluation.drift import kl_from_reference, perplexity
 from rlhf_helpers.evaluation.event_files import read_tensorboard
 from rlhf_helpers.evaluation.little_world import (
@@ -30,6 +30,7 @@ __all__ = [
     "best_of_n_row",
     "compare_methods",
     "diagnose",
+    "diagnose_reward_model",
     "distinct",
     "evaluate_policy",
     "evaluate_reward_model",

@@ -39,10 +39,18 @@ LENGTH_GROWTH = 1.5
 EOS_LOW = 0.8
 # Where two answers are compared, 0.5 is chance. Below 0.55 even honest noise is hardly the reason.
 ACCURACY_LOW = 0.55
+# By how much a reward model's accuracy should fall when each pair stands under another, random
+# prompt. One that reads falls by 0.15 and more; one that judges form alone falls by less than 0.01.
+ACCURACY_FALL_LOW = 0.05
 # Scores are in standard deviations of the SFT model's samples, so that healthy ones are near 1.
 REWARD_STD_LOW = 0.05
 # In standard errors: how far a curve must fall, or lie below a threshold, to be more than noise.
 SIGNIFICANT = 3.0
+
+BASELINES = {
+    "logprob": "the log-prob of the answers, which needs no preferences",
+    "form": "a linear probe on the form of the answers, which cannot read",
+}
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,53 @@ def diagnose(history: Sequence[Mapping[str, float]]) -> list[Finding]:
             break
     table = pd.DataFrame(history[:usable])
     return findings + [finding for check in CHECKS for finding in check(table)]
+
+
+def diagnose_reward_model(metrics: Mapping[str, float]) -> list[Finding]:
+    """Say what is wrong with a reward model; an empty list if nothing is.
+
+    `metrics` are those of `reading.prompt_sensitivity` on held-out pairs. They may add
+    `accuracy_logprob` and `accuracy_form`, the accuracies of those baselines on the same pairs and
+    against the same truth: gold where it is known, else the labels. Raises ValueError if an
+    accuracy is missing.
+    """
+    truth = "accuracy_gold" if "accuracy_gold" in metrics else "accuracy_noisy"
+    if missing := {truth, f"{truth}_other_post", "order_kept"} - set(metrics):
+        raise ValueError(f"no {', '.join(sorted(missing))}: pass the metrics of prompt_sensitivity")
+    accuracy, other = metrics[truth], metrics[f"{truth}_other_post"]
+    findings = []
+    if accuracy < ACCURACY_LOW:
+        findings.append(_near_chance(f"accuracy {accuracy:.2f}"))
+    elif accuracy - other < ACCURACY_FALL_LOW:
+        findings.append(
+            Finding(
+                "the reward model does not read the prompt: its order hardly changes under another",
+                f"accuracy {accuracy:.2f} under the own and {other:.2f} under a random other "
+                f"prompt, {metrics['order_kept']:.0%} of the pairs in the same order",
+                "Train it on pairs that only the prompt decides, such as two answers that differ "
+                "in one fact; a few thousand may be needed before it begins to compare.",
+            )
+        )
+    for name in ("logprob", "form"):
+        baseline = metrics.get(f"accuracy_{name}", 0.0)
+        if baseline >= accuracy:
+            findings.append(
+                Finding(
+                    f"the reward model is no better than {BASELINES[name]}",
+                    f"accuracy {accuracy:.2f} against {baseline:.2f}",
+                    "Use more pairs, above all such as the baseline gets wrong.",
+                )
+            )
+    return findings
+
+
+def _near_chance(figure: str) -> Finding:
+    return Finding(
+        "the reward model is near chance",
+        figure,
+        "Check that `choice` means what you think and how often two people agree; use more "
+        "pairs, a larger learning rate, more epochs or a larger model.",
+    )
 
 
 def _ends(table: pd.DataFrame, key: str) -> tuple[float, float] | None:
@@ -145,12 +200,7 @@ def _noise(values: pd.Series, count: int) -> float:
 
 def _reward(table: pd.DataFrame) -> Iterator[Finding]:
     if (ends := _ends(table, "accuracy")) and ends[1] < ACCURACY_LOW:
-        yield Finding(
-            "the reward model is near chance",
-            f"accuracy {ends[1]:.2f}, late",
-            "Check that `choice` means what you think and how often two people agree; use more "
-            "pairs, a larger learning rate, more epochs or a larger model.",
-        )
+        yield _near_chance(f"accuracy {ends[1]:.2f}, late")
     if (ends := _ends(table, "reward_std")) and ends[1] < REWARD_STD_LOW:
         yield Finding(
             "the reward model scores all answers alike, so that there is nothing to learn from",

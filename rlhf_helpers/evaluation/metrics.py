@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -114,15 +115,24 @@ def evaluate_reward_model(
 ) -> tuple[dict[str, float], pd.DataFrame]:
     """How often the better candidate scores higher, and a table with a row a pair.
 
+    For metrics and columns see `evaluate_scores`.
+    """
+    texts = [text for record in preferences for text in candidate_texts(record, instruction)]
+    return evaluate_scores(np.reshape(reward_model(texts), (-1, 2)), preferences, gold=gold)
+
+
+def evaluate_scores(
+    scores: np.ndarray, preferences: list[Preference], *, gold: Gold | None = None
+) -> tuple[dict[str, float], pd.DataFrame]:
+    """How often the better candidate has the higher of two scores (N, 2); a table, a row a pair.
+
     `accuracy_noisy` takes the labels for truth, `accuracy_gold` the gold order (ties left out),
     `accuracy_clear` the same where gold differs by more than 1; each with a 95% interval. An
     accuracy over no pair at all is left out. Columns: `score_0`, `score_1`, `choice`, and with
     `gold` `gold_0`, `gold_1`.
     """
-    texts = [candidate_texts(record, instruction) for record in preferences]
-    scores = reward_model([text for pair in texts for text in pair])
-    choices = [record["choice"] for record in preferences]
-    table = pd.DataFrame({"score_0": scores[0::2], "score_1": scores[1::2], "choice": choices})
+    table = pd.DataFrame(scores, columns=["score_0", "score_1"])
+    table["choice"] = [record["choice"] for record in preferences]
     prefers_1 = table["score_1"] > table["score_0"]
     right = {"noisy": prefers_1 == (table["choice"] == 1)}
     truth = _gold_of_pairs(preferences, gold) if gold is not None else {}

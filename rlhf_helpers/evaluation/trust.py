@@ -1,5 +1,7 @@
 """Can a reward model be trusted? Calibration, length bias and its weak spots.
 
+Whether it reads the prompt at all is the subject of `reading`.
+
 The measures take the table of `evaluate_reward_model`: a row a pair, with `score_0`, `score_1`,
 `choice`, and where gold is known `gold_0`, `gold_1`.
 """

@@ -7,7 +7,7 @@ improved by preferences.
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rlhf_helpers.little_world import phrases
 from rlhf_helpers.little_world.annotators import measure
@@ -19,8 +19,10 @@ from rlhf_helpers.little_world.grammar import (
     corrupt,
     draw_facts,
     find_post,
+    read_post,
     write_post,
 )
+from rlhf_helpers.schemas import Preference
 
 DEMONSTRATION_MIX = {  # kind -> probability
     "good": 0.06,
@@ -111,6 +113,33 @@ def write_summary(
     """Write a summary; `mix` (kind -> probability) decides its kind."""
     (kind,) = rng.choices(list(mix), list(mix.values()))
     return KINDS[kind](facts, post, rng)
+
+
+def contrast_pairs(input_texts: Sequence[str], seed: int = 0) -> list[Preference]:
+    """Pairs that differ in one fault only, three for each post, to test a reward model with.
+
+    The better summary, `choice`, tells all facts of the post. The other one has the `fault` that
+    the record names: one fact is another one ("wrong fact", all other words the same), one fact is
+    left out ("missing fact"), or a stock phrase stands in front ("rambling").
+    """
+    rng, pairs = random.Random(seed), []
+    for input_text in input_texts:
+        facts, wording = read_post(input_text), rng.random()
+        slots = tuple(slot for slot in SLOTS if getattr(facts, slot))
+        left_out, false = rng.choice(slots), corrupt(facts, rng, 1, slots)
+        rest = [slot for slot in slots if slot != left_out]
+        good = state_facts(facts, random.Random(wording), slots)
+        faulty = {
+            "wrong fact": state_facts(false, random.Random(wording), slots),
+            "missing fact": state_facts(facts, random.Random(wording), rest),
+            "rambling": f"{capitalise(rng.choice(phrases.RAMBLINGS))}. {good}",
+        }
+        for fault, bad in faulty.items():
+            choice = rng.randrange(2)
+            first, second = (bad, good) if choice else (good, bad)
+            candidates = {"candidate_0": first, "candidate_1": second, "choice": choice}
+            pairs.append({"input_text": input_text, **candidates, "fault": fault})
+    return pairs  # type: ignore[return-value]
 
 
 # ---- documents for pretraining -------------------------------------------------------------
