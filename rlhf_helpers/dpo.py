@@ -7,14 +7,18 @@ ratios on 1 / (2 beta) instead, so that it stays finite where labels never vary 
 arXiv:2310.12036, eq. 17); as its authors do, TRL takes these ratios per token.
 """
 
+import functools
+import hashlib
+import json
+import logging
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
-from datasets import Dataset
-from datasets.fingerprint import get_temporary_cache_files_directory
-from transformers import PreTrainedTokenizerBase
+from datasets import Dataset, load_from_disk
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import DPOConfig as TRLConfig
 from trl import DPOTrainer
 
@@ -28,46 +32,43 @@ from rlhf_helpers.schemas import (
     format_response,
     ranking_to_pairs,
 )
-from rlhf_helpers.training import (
-    Result,
+from rlhf_helpers.training import Result, read_some, save_stage
+from rlhf_helpers.trl_training import (
     held_out_rows,
-    read_some,
     run_trainer,
-    save_stage,
-    score_only_responses,
+    scored_responses,
     trl_arguments,
     whole_weights,
 )
 
+logger = logging.getLogger(__name__)
+
 
 class PairTrainer(DPOTrainer):
-    """TRL's DPOTrainer on rows of `encode_pair`."""
+    """TRL's DPOTrainer on rows of `encode_pair`, whose prompts the head does not score on CPUs."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: object) -> Dataset:
-        """The rows as they are: TRL would make them of texts, in its own way."""
+        """Leave the rows as they are: they are encoded already, which TRL has no way to be told.
+
+        A version of TRL without this method encodes the texts of `_with_texts` instead.
+        """
         return dataset
 
-    def _precompute_ref_logps(self, dataset: Dataset, *arguments: Any, **keywords: Any) -> Dataset:
-        """What the reference thinks of the rows, in a file that the first process writes.
+    def compute_loss(self, model: PreTrainedModel, *arguments: Any, **keywords: Any) -> Any:
+        """TRL's loss of the batch of pairs."""
+        return super().compute_loss(scored_responses(model), *arguments, **keywords)
 
-        TRL names it by rows and reference, so that the runs of a sweep share it; but a data set in
-        memory would look for it in another place each time, and in each process. A run that finds
-        the file draws no random numbers for it, so one that does not must leave them as they were.
-        """
-        folder = processes.gather(get_temporary_cache_files_directory())[0]
-        shared = mock.patch.object(
-            dataset, "_get_cache_file_path", lambda name: f"{folder}/{name}.arrow"
-        )
-        with shared, torch.random.fork_rng():
-            return super()._precompute_ref_logps(dataset, *arguments, **keywords)
+    def compute_ref_log_probs(self, model: PreTrainedModel, inputs: dict) -> Any:
+        """TRL's log-probs of the chosen and of the rejected answers, each (B,)."""
+        return super().compute_ref_log_probs(scored_responses(model), inputs)
 
 
 def train(config: DPOConfig, resume: bool = False) -> Result:
     """Train the SFT model, which is also the reference, on pairs.
 
-    Of a ranking its best answer is set against its worst. With `lora_rank` only a LoRA adapter is
-    trained, on weights of `bits` bits, and merged at the end. Raises DataError for a bad data set;
-    pairs that cutting makes equal are dropped and counted.
+    A ranking gives one pair, of its best and its worst answer. With `lora_rank` only a LoRA
+    adapter is trained, on weights of `bits` bits, and merged at the end. Raises DataError for a
+    bad data set; pairs that cutting makes equal are dropped and counted.
     """
     records = read_some(config.data, "preferences", config.pairs)
     tokenizer = load_tokenizer(config.model)
@@ -78,8 +79,7 @@ def train(config: DPOConfig, resume: bool = False) -> Result:
             "tokens. Raise --max-length."
         )
     started = time.perf_counter()
-    with score_only_responses():
-        trainer = preference_trainer(config, rows, tokenizer)
+    trainer = preference_trainer(config, rows, tokenizer)
     run_trainer(trainer, config, resume)
     seconds = time.perf_counter() - started  # with what the reference takes
     model = trainer.model
@@ -101,7 +101,10 @@ def train(config: DPOConfig, resume: bool = False) -> Result:
 def encode_pairs(
     records: list, tokenizer: PreTrainedTokenizerBase, config: DPOConfig
 ) -> list[dict[str, Any]]:
-    """A row for every preference, and for the ends of every ranking, that still differ."""
+    """The rows of all preferences, and of the best and worst answer of every ranking.
+
+    Pairs whose answers are equal, or become so by cutting, give none.
+    """
     pairs = [pair for record in records for pair in pairs_of(record)]
     rows = [encode_pair(pair, tokenizer, config) for pair in pairs]
     return [row for row in rows if row["chosen_ids"] != row["rejected_ids"]]
@@ -131,7 +134,7 @@ def encode_pair(
 
 
 def pairs_of(record: Any) -> list[Preference]:
-    """A preference itself; of a ranking the best against the worst, or nothing if all tie.
+    """A preference itself, or the best against the worst answer of a ranking; none if all tie.
 
     At equal numbers, pairs of these ends taught `tiny` more than preferences between any two
     answers (gold 2.56 against 2.37 on the validation prompts): fewer of their labels are noise.
@@ -146,7 +149,7 @@ def pairs_of(record: Any) -> list[Preference]:
 
 
 def trl_loss(config: DPOConfig) -> dict[str, Any]:
-    """The loss in TRL's words.
+    """TRL's arguments for the loss.
 
     The conservative loss (Mitchell 2023, "A note on DPO with noisy preferences") expects the share
     `label_smoothing` of the labels to be wrong. TRL's sigmoid loss ignores that setting, but its
@@ -155,17 +158,23 @@ def trl_loss(config: DPOConfig) -> dict[str, Any]:
     share = config.label_smoothing
     if not share:
         return {"loss_type": config.loss_type, "beta": config.beta}
-    weights = [2 * (1 - share), 2 * share - 1]
     return {
-        "loss_type": ["sigmoid", "robust"], "loss_weights": weights,
-        "label_smoothing": share, "beta": config.beta,
-    }  # fmt: skip
+        "loss_type": ["sigmoid", "robust"],
+        "loss_weights": [2 * (1 - share), 2 * share - 1],
+        "label_smoothing": share,
+        "beta": config.beta,
+    }
 
 
 def preference_trainer(
     config: DPOConfig, rows: list[dict], tokenizer: PreTrainedTokenizerBase
 ) -> PairTrainer:
-    """The trainer for rows of `encode_pair`; what the reference thinks of them is computed here."""
+    """The trainer for rows of `encode_pair`, with the reference's log-probs of them.
+
+    These are computed here, once for all epochs. TRL keeps them in a file beside the rows, named
+    by rows and reference, so that the runs of a sweep in one process share them. A run that finds
+    the file draws no random numbers for it, so one that does not must leave them as they were.
+    """
     torch.manual_seed(config.seed)  # the adapter
     model = load_policy(config.model, config.bits)
     if config.lora_rank:
@@ -177,11 +186,47 @@ def preference_trainer(
     arguments = trl_arguments(
         config,
         logging_steps=1,  # the numbers are computed anyway, and runs are short
-        precompute_ref_log_probs=True,  # once, not at every epoch
+        precompute_ref_log_probs=True,
         remove_unused_columns=False,  # the sampler needs `length`
         **trl_loss(config),
     )
-    return PairTrainer(
-        model, args=TRLConfig(**arguments), train_dataset=Dataset.from_list(rows),
-        eval_dataset=held_out_rows(config, "preferences", encode), processing_class=tokenizer,
-    )  # fmt: skip
+    if not hasattr(DPOTrainer, "_prepare_dataset"):
+        logger.warning("this version of TRL encodes pairs itself: cut answers get an EOS")
+        rows = [_with_texts(row, tokenizer) for row in rows]
+    with torch.random.fork_rng():
+        return PairTrainer(
+            model,
+            args=TRLConfig(**arguments),
+            train_dataset=_on_disk(Dataset.from_list(rows)),
+            eval_dataset=_on_disk(held_out_rows(config, "preferences", encode)),
+            processing_class=tokenizer,
+        )
+
+
+def _with_texts(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """A row of `encode_pair` with the texts that TRL encodes."""
+    texts = {name: tokenizer.decode(row[f"{name}_ids"]) for name in ("chosen", "rejected")}
+    prompt = tokenizer.decode(row["prompt_ids"], skip_special_tokens=True)  # it adds its own BOS
+    return row | {"prompt": prompt} | texts
+
+
+@functools.cache
+def _shared_folder() -> tempfile.TemporaryDirectory:
+    """A folder of this process, removed at its end."""
+    return tempfile.TemporaryDirectory(prefix="rlhf_dpo_")
+
+
+def _on_disk(rows: Dataset | None) -> Dataset | None:
+    """The rows from a file in the first process's folder, the same file for the same rows.
+
+    TRL keeps log-probs beside the file of a data set; those of one in memory it would not find
+    again, and each process would look in another place.
+    """
+    if rows is None:
+        return None
+    name = hashlib.sha256(json.dumps(rows.to_list()).encode()).hexdigest()
+    folder = processes.gather(f"{_shared_folder().name}/{name}")[0]
+    if processes.rank() == 0 and not Path(folder).exists():
+        rows.save_to_disk(folder)
+    processes.wait()
+    return load_from_disk(folder)

@@ -16,7 +16,6 @@ a validation set falls, and the data hold samples alone, without the first demon
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 
@@ -25,19 +24,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_helpers import generation, processes, sft
+from rlhf_helpers.checkpoints import load_checkpoint, save_checkpoint, start_stage
 from rlhf_helpers.configs import RestConfig, SFTConfig, TRLStageConfig
 from rlhf_helpers.models import existing, load_policy, load_tokenizer
 from rlhf_helpers.reward_model import RewardModel
 from rlhf_helpers.schemas import DataError, Prompt, format_prompt, write_jsonl
-from rlhf_helpers.tracking import log_writer
-from rlhf_helpers.training import (
-    Result,
-    load_checkpoint,
-    read_some,
-    save_checkpoint,
-    save_stage,
-    start_stage,
-)
+from rlhf_helpers.training import Result, log_writer, read_some, save_stage
 
 
 def grow(
@@ -59,9 +51,13 @@ def grow(
     """
     texts = [format_prompt(record["input_text"], instruction) for record in prompts]
     found = generation.respond(
-        policy, tokenizer, texts, max_new_tokens=max_new_tokens,
-        samples_per_prompt=samples_per_prompt, seed=seed,
-    )  # fmt: skip
+        policy,
+        tokenizer,
+        texts,
+        max_new_tokens=max_new_tokens,
+        samples_per_prompt=samples_per_prompt,
+        seed=seed,
+    )
     numbers = [i for i in range(len(prompts)) for _ in range(samples_per_prompt)]
     whole = [texts[i] + answer for i, answer in zip(numbers, found.texts, strict=True)]
     columns = {
@@ -145,8 +141,7 @@ def train(config: RestConfig, resume: bool = False) -> Result:
     history: list[dict[str, float]] = []
     if resume:
         history = load_checkpoint(config.output_dir, torch.device("cpu"))["history"]
-    main = processes.rank() == 0
-    with log_writer(config) if main else nullcontext() as writer:
+    with log_writer(config) as writer:
         for g in range(len(history) // config.improve_steps, config.grow_steps):
             asked = prompts[g * config.grow_prompts :][: config.grow_prompts]
             for row in _grow_and_improve(config, g, asked, scorer):
@@ -154,7 +149,7 @@ def train(config: RestConfig, resume: bool = False) -> Result:
                     for name, value in row.items():
                         writer.add_scalar(f"rest/{name}", value, len(history))
                 history.append(row)
-            if main:
+            if processes.rank() == 0:
                 save_checkpoint(config.output_dir, g + 1, {"history": history})
     model = _model_after(config, len(history))
     metrics = {name: history[-1][name] for name in ("score", "kept", "loss")}
@@ -169,25 +164,34 @@ def _grow_and_improve(
     started, done = time.perf_counter(), g * config.improve_steps
     model = _model_after(config, done)
     samples = grow(
-        load_policy(model), load_tokenizer(model), scorer, prompts,
-        samples_per_prompt=config.samples_per_prompt, max_new_tokens=config.max_new_tokens,
-        instruction=config.instruction, seed=config.seed + g + 1,
-    )  # fmt: skip
+        load_policy(model),
+        load_tokenizer(model),
+        scorer,
+        prompts,
+        samples_per_prompt=config.samples_per_prompt,
+        max_new_tokens=config.max_new_tokens,
+        instruction=config.instruction,
+        seed=config.seed + g + 1,
+    )
     common = {field.name: getattr(config, field.name) for field in fields(TRLStageConfig)}
     for i in range(config.improve_steps):
         kept = above(samples, samples["advantage"].quantile(1 - 0.5 ** (i + 1)), by="advantage")
         folder = _model_after(config, done + i + 1)
         changes = {
-            "model": _model_after(config, done + i), "data": Path(folder) / "kept.jsonl",
-            "output_dir": folder, "learning_rate": config.learning_rate / 1.5 ** (done + i),
+            "model": _model_after(config, done + i),
+            "data": Path(folder) / "kept.jsonl",
+            "output_dir": folder,
+            "learning_rate": config.learning_rate / 1.5 ** (done + i),
             "report_to": "none",
-        }  # fmt: skip
+        }
         loss = improve(kept, SFTConfig(**common | changes)).metrics["loss"]
         now = time.perf_counter()
         yield {
-            "score": float(samples["score"].mean()), "kept": len(kept) / len(samples),
-            "loss": loss, "seconds": now - started,
-        }  # fmt: skip
+            "score": float(samples["score"].mean()),
+            "kept": len(kept) / len(samples),
+            "loss": loss,
+            "seconds": now - started,
+        }
         started = now
 
 

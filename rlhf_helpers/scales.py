@@ -34,14 +34,25 @@ QLORA = {"bits": 4, "lora_rank": 16, "lora_dropout": 0.05, "gradient_checkpointi
 
 SMOKE: dict[str, dict] = {
     "sft": {"epochs": 0.01, "batch_size": 8, "save_steps": 2},
-    "reward": {"pairs": 32, "batch_size": 8, "max_new_tokens": 8, "calibration_prompts": 16,
-               "save_steps": 2},
+    "reward": {
+        "pairs": 32,
+        "batch_size": 8,
+        "max_new_tokens": 8,
+        "calibration_prompts": 16,
+        "save_steps": 2,
+    },
     "dpo": {"pairs": 32, "batch_size": 8, "save_steps": 2},
-    "ppo": {"steps": 2, "batch_size": 8, "mini_batch_size": 4, "samples_per_prompt": 2,
-            "max_new_tokens": 8, "save_steps": 1},
+    "ppo": {
+        "steps": 2,
+        "batch_size": 8,
+        "mini_batch_size": 4,
+        "samples_per_prompt": 2,
+        "max_new_tokens": 8,
+        "save_steps": 1,
+    },
     "rest": {"grow_prompts": 8, "batch_size": 8},
     "rlaif": {"labels": 32},
-}  # fmt: skip
+}
 
 # A quarter of the rankings, best against worst, is enough for DPO to reach what PPO reaches.
 TINY: dict[str, dict] = {"dpo": {"pairs": 640}, "rlaif": {"steps": 20}}
@@ -49,46 +60,92 @@ TINY: dict[str, dict] = {"dpo": {"pairs": 640}, "rlaif": {"steps": 20}}
 # The settings of Activeloop's course on RLHF (LLM training in production), which used eight A100.
 # Batches are of all GPUs together here, and were a GPU's there.
 FULL: dict[str, dict] = {
-    "sft": QLORA | {
-        "epochs": 2, "batch_size": 8, "learning_rate": 1e-4, "lr_scheduler_type": "cosine",
-        "warmup_steps": 100, "weight_decay": 0.05, "max_length": 2048, "packing": True,
+    "sft": QLORA
+    | {
+        "epochs": 2,
+        "batch_size": 8,
+        "learning_rate": 1e-4,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 100,
+        "weight_decay": 0.05,
+        "max_length": 2048,
+        "packing": True,
         "save_steps": 2000,
     },
     "reward": {
-        "epochs": 20, "batch_size": 24, "learning_rate": 2e-5, "weight_decay": 0.001,
-        "warmup_steps": 0, "max_length": 512, "max_new_tokens": 128, "save_steps": 500,
+        "epochs": 20,
+        "batch_size": 24,
+        "learning_rate": 2e-5,
+        "weight_decay": 0.001,
+        "warmup_steps": 0,
+        "max_length": 512,
+        "max_new_tokens": 128,
+        "save_steps": 500,
     },
     "ppo": {
-        "steps": 10_000, "learning_rate": 1.41e-5, "value_learning_rate": 1.41e-5,
-        "warmup_steps": 0, "batch_size": 32, "samples_per_prompt": 1, "mini_batch_size": 4,
-        "ppo_epochs": 4, "kl_coef": 0.2, "adaptive_kl": True, "kl_target": 6.0,
-        "kl_horizon": 10_000, "min_new_tokens": 32, "max_new_tokens": 400,
-        "max_prompt_length": 400, "bits": 8, "lora_rank": 16, "save_steps": 50,
+        "steps": 10_000,
+        "learning_rate": 1.41e-5,
+        "value_learning_rate": 1.41e-5,
+        "warmup_steps": 0,
+        "batch_size": 32,
+        "samples_per_prompt": 1,
+        "mini_batch_size": 4,
+        "ppo_epochs": 4,
+        "kl_coef": 0.2,
+        "adaptive_kl": True,
+        "kl_target": 6.0,
+        "kl_horizon": 10_000,
+        "min_new_tokens": 32,
+        "max_new_tokens": 400,
+        "max_prompt_length": 400,
+        "bits": 8,
+        "lora_rank": 16,
+        "save_steps": 50,
     },
     # That course has no DPO: beta and batch are of Rafailov et al. 2023 (arXiv:2305.18290,
     # appendix B), the learning rate is ten times theirs, since only an adapter is trained.
-    "dpo": QLORA | {
-        "pairs": 20_000, "beta": 0.1, "batch_size": 64, "learning_rate": 1e-5, "warmup_steps": 150,
-        "max_length": 512, "save_steps": 500,
+    "dpo": QLORA
+    | {
+        "pairs": 20_000,
+        "beta": 0.1,
+        "batch_size": 64,
+        "learning_rate": 1e-5,
+        "warmup_steps": 150,
+        "max_length": 512,
+        "save_steps": 500,
     },
     # Ours: that course has neither. The rest of RLAIF is as in `ppo`.
-    "rest": QLORA | {
-        "grow_prompts": 5_000, "samples_per_prompt": 8, "max_new_tokens": 128, "batch_size": 64,
-        "learning_rate": 1e-4, "warmup_steps": 20, "max_length": 512, "save_steps": 500,
+    "rest": QLORA
+    | {
+        "grow_prompts": 5_000,
+        "samples_per_prompt": 8,
+        "max_new_tokens": 128,
+        "batch_size": 64,
+        "learning_rate": 1e-4,
+        "warmup_steps": 20,
+        "max_length": 512,
+        "save_steps": 500,
     },
     "rlaif": {"labels": 20_000, "labeller": "Qwen/Qwen2.5-1.5B-Instruct"},
-}  # fmt: skip
+}
 
 # Ours: less of everything, for a GPU of 16 GB. No quality is claimed before it has been measured.
 SMALL: dict[str, dict] = {
     "sft": {"demonstrations": 20_000, "epochs": 1, "max_length": 1024, "save_steps": 500},
     "reward": {"pairs": 20_000, "epochs": 1, "batch_size": 16, "max_new_tokens": 64},
-    "ppo": {"steps": 200, "samples_per_prompt": 4, "mini_batch_size": 8, "ppo_epochs": 2,
-            "min_new_tokens": 0, "max_new_tokens": 64, "max_prompt_length": 256},
+    "ppo": {
+        "steps": 200,
+        "samples_per_prompt": 4,
+        "mini_batch_size": 8,
+        "ppo_epochs": 2,
+        "min_new_tokens": 0,
+        "max_new_tokens": 64,
+        "max_prompt_length": 256,
+    },
     "dpo": {"pairs": 5_000, "batch_size": 16, "warmup_steps": 50},
     "rest": {"grow_prompts": 500, "samples_per_prompt": 4, "max_new_tokens": 64, "batch_size": 16},
     "rlaif": {"labels": 5_000},
-}  # fmt: skip
+}
 SMALL = {stage: FULL[stage] | SMALL[stage] for stage in FULL}
 
 SETTINGS = {"smoke": SMOKE, "tiny": TINY, "small": SMALL, "full": FULL}
@@ -172,5 +229,9 @@ class Scale:
 
 # PPO settings that push hard enough to show reward hacking at `tiny`; its cure is `kl_coef` alone.
 HACKING = {
-    "kl_coef": 0.0, "learning_rate": 7e-4, "steps": 30, "batch_size": 32, "mini_batch_size": 16,
-}  # fmt: skip
+    "kl_coef": 0.0,
+    "learning_rate": 7e-4,
+    "steps": 30,
+    "batch_size": 32,
+    "mini_batch_size": 16,
+}

@@ -73,31 +73,38 @@ def _course(options: argparse.Namespace) -> int:
 
 def _add_data(commands: argparse._SubParsersAction) -> None:
     data = commands.add_parser(
-        "data", help="write the data sets of the little world again",
+        "data",
+        help="write the data sets of the little world again",
         description="Without an option: the files that the grammar alone decides, bit for bit "
         "the same at every run (demonstrations, prompts, pretraining documents), and judgements.",
-    )  # fmt: skip
+    )
     data.add_argument(
         "--output-dir",
         type=Path,
         help="where to write (default: data/<task>, data/base_model or data/labeller)",
     )
     data.add_argument(
-        "--task", default="summarize", choices=scales.LITTLE_WORLD,
+        "--task",
+        default="summarize",
+        choices=scales.LITTLE_WORLD,
         help="whose data sets: to summarize a post, or to complete it (default: summarize)",
-    )  # fmt: skip
+    )
     data.add_argument(
-        "--sampled", type=Path, metavar="SFT_MODEL",
+        "--sampled",
+        type=Path,
+        metavar="SFT_MODEL",
         help="write preferences and rankings instead, with samples of this SFT model (8 minutes)",
-    )  # fmt: skip
+    )
     data.add_argument(
-        "--base-model", action="store_true",
+        "--base-model",
+        action="store_true",
         help="pretrain the base model instead (15 minutes; continues if stopped)",
-    )  # fmt: skip
+    )
     data.add_argument(
-        "--labeller", action="store_true",
+        "--labeller",
+        action="store_true",
         help="teach the AI labeller its principles instead (10 minutes; continues if stopped)",
-    )  # fmt: skip
+    )
     data.set_defaults(command=_data)
 
 
@@ -123,10 +130,11 @@ def _data(options: argparse.Namespace) -> None:
 
 def _add_generate(commands: argparse._SubParsersAction) -> None:
     generate = commands.add_parser(
-        "generate", help="let a model answer four questions, before and after its tuning",
+        "generate",
+        help="let a model answer four questions, before and after its tuning",
         description="Beam search with sampling, as in the course before: 4 beams, top_k 10, "
         "temperature 0.6, 128 tokens. At smoke and tiny the prompts are posts to summarize.",
-    )  # fmt: skip
+    )
     add_common(generate)
     generate.add_argument(
         "--policy", default="sft", help="a stage (sft, ppo) or the folder of a model (default: sft)"
@@ -161,9 +169,11 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
         "--policy", default="ppo", help="a stage (sft, ppo) or the folder of a model (default: ppo)"
     )
     evaluate.add_argument(
-        "--split", default="test", choices=("validation", "test"),
+        "--split",
+        default="test",
+        choices=("validation", "test"),
         help="validation to choose settings, test to report (default: test)",
-    )  # fmt: skip
+    )
     evaluate.add_argument("--prompts", type=Path, help="your own prompts, a JSONL file")
     evaluate.add_argument("--preferences", type=Path, help="your own preferences, a JSONL file")
     evaluate.add_argument("--output-dir", type=Path, help="also write evaluation.json there")
@@ -192,11 +202,16 @@ def _evaluate(options: argparse.Namespace) -> None:
     reward_model = RewardModel.from_pretrained(scale.dir("reward"))
     report = {
         name: evaluate_policy(
-            policy, tokenizer, prompts, reward_model=reward_model, reference=reference,
-            temperature=temperature, seed=options.seed,
+            policy,
+            tokenizer,
+            prompts,
+            reward_model=reward_model,
+            reference=reference,
+            temperature=temperature,
+            seed=options.seed,
         )[0]
         for name, temperature in (("sampled", 1.0), ("greedy", 0.0))
-    }  # fmt: skip
+    }
     report["reward_model"] = evaluate_reward_model(reward_model, preferences)[0]
     for name, metrics in report.items():
         print(f"\n{name}")

@@ -1,6 +1,5 @@
 """A whole PPO run, from an SFT model and a reward model to a better policy, all in folders."""
 
-import contextlib
 import itertools
 from collections.abc import Iterable, Iterator
 
@@ -9,6 +8,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_helpers import processes, streams
+from rlhf_helpers.checkpoints import load_checkpoint, save_checkpoint, start_stage
 from rlhf_helpers.configs import PPORunConfig
 from rlhf_helpers.models import (
     add_lora,
@@ -23,14 +23,7 @@ from rlhf_helpers.ppo.trainer import PPOTrainer
 from rlhf_helpers.reward_model import RewardModel
 from rlhf_helpers.schemas import Prompt, format_prompt, read_texts
 from rlhf_helpers.sources import read_file
-from rlhf_helpers.tracking import log_writer
-from rlhf_helpers.training import (
-    Result,
-    load_checkpoint,
-    save_checkpoint,
-    save_stage,
-    start_stage,
-)
+from rlhf_helpers.training import Result, log_writer, save_stage
 
 
 def prompt_batches(records: list[Prompt], config: PPORunConfig) -> list[list[str]]:
@@ -87,7 +80,7 @@ def train(config: PPORunConfig, resume: bool = False) -> Result:
     start_stage(config, resume)
     history = _load(config, trainer) if resume else []
     batches = itertools.islice(batches, len(history), None)
-    with log_writer(config) if main else contextlib.nullcontext() as writer:
+    with log_writer(config) as writer:
         steps = range(len(history), config.steps)
         progress = tqdm(steps, initial=len(history), total=config.steps, disable=not main)
         for step, prompts in zip(progress, batches, strict=False):

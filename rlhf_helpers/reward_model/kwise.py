@@ -102,9 +102,12 @@ class KwiseTrainer(Trainer):
     ):
         model.config.pad_token_id = tokenizer.pad_token_id  # the head is read off before it
         super().__init__(
-            model, arguments, data_collator=self.collate, train_dataset=Dataset.from_list(rows),
+            model,
+            arguments,
+            data_collator=self.collate,
+            train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
-        )  # fmt: skip
+        )
         self.label_smoothing, self.objective = label_smoothing, objective
         self.numbers: dict[str, list[float]] = defaultdict(list)
         self.shares_prompts: bool | None = None  # known after the first batch

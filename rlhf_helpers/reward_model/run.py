@@ -21,14 +21,12 @@ from rlhf_helpers.reward_model.model import RewardModel, append_eos
 from rlhf_helpers.reward_model.pairs import PairTrainer, encode_pairs
 from rlhf_helpers.schemas import DataError, format_prompt
 from rlhf_helpers.sources import read_file
-from rlhf_helpers.training import (
+from rlhf_helpers.training import Result, read_some, save_stage
+from rlhf_helpers.trl_training import (
     Encode,
-    Result,
     held_out_rows,
     last_logged,
-    read_some,
     run_trainer,
-    save_stage,
     stream_steps,
     streamed_rows,
     trl_arguments,
@@ -124,11 +122,13 @@ def reward_trainer(
             model, arguments, rows, tokenizer, config.label_smoothing, config.objective
         )
     return PairTrainer(
-        model, arguments, label_smoothing=config.label_smoothing,
+        model,
+        arguments,
+        label_smoothing=config.label_smoothing,
         train_dataset=Dataset.from_list(rows) if isinstance(rows, list) else rows,
         eval_dataset=held_out_rows(config, "preferences", _encoder(config, tokenizer)),
         processing_class=tokenizer,
-    )  # fmt: skip
+    )
 
 
 def _sft_samples(config: RewardConfig, input_texts: list[str]) -> list[str]:

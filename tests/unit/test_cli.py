@@ -20,26 +20,46 @@ from rlhf_helpers.scales import Scale
 from rlhf_helpers.training import Result
 
 COMMANDS = [
-    [], ["course"], ["data"], ["train"], ["train", "sft"], ["train", "reward"], ["train", "ppo"],
-    ["train", "dpo"], ["train", "rest"], ["train", "rlaif"], ["evaluate"],
+    [],
+    ["course"],
+    ["data"],
+    ["train"],
+    ["train", "sft"],
+    ["train", "reward"],
+    ["train", "ppo"],
+    ["train", "dpo"],
+    ["train", "rest"],
+    ["train", "rlaif"],
+    ["evaluate"],
     ["doctor"],
-]  # fmt: skip
+]
 GOOD = {
     "sft": {"input_text": "a post [summary]: ", "output_text": "short"},
     "reward": {
-        "input_text": "a post [summary]: ", "candidate_0": "x", "candidate_1": "y", "choice": 0,
+        "input_text": "a post [summary]: ",
+        "candidate_0": "x",
+        "candidate_1": "y",
+        "choice": 0,
     },
     "ppo": {"input_text": "a post [summary]: "},
     "dpo": {
-        "input_text": "a post [summary]: ", "candidate_0": "x", "candidate_1": "y", "choice": 0,
+        "input_text": "a post [summary]: ",
+        "candidate_0": "x",
+        "candidate_1": "y",
+        "choice": 0,
     },
     "rest": {"input_text": "a post [summary]: "},
     "rlaif": {"input_text": "a post [summary]: "},
-}  # fmt: skip
+}
 STAGES = pytest.mark.parametrize("stage", GOOD)
 MODULES = {
-    "sft": sft, "reward": reward_model, "ppo": ppo, "dpo": dpo, "rest": rest, "rlaif": rlaif,
-}  # fmt: skip
+    "sft": sft,
+    "reward": reward_model,
+    "ppo": ppo,
+    "dpo": dpo,
+    "rest": rest,
+    "rlaif": rlaif,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -117,8 +137,9 @@ def test_help_answers_at_once():
 def test_the_module_is_a_program():
     done = subprocess.run(
         [sys.executable, "-m", "rlhf_helpers", "train", "ppo", "--batch-size", "50"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2
     assert done.stderr.startswith("error: batch_size 50 must be a multiple of mini_batch_size 32")
 
@@ -150,13 +171,21 @@ def test_without_options_a_stage_gets_the_settings_of_its_scale(trained, stage, 
 @STAGES
 def test_options_change_settings_and_nothing_else(trained, stage, tmp_path):
     options = {
-        "model": "an/opt", "data": str(tmp_path / "a.jsonl"), "output_dir": tmp_path / "out",
-        "learning_rate": 0.25, "instruction": "Be brief.", "save_steps": 7,
-    }  # fmt: skip
+        "model": "an/opt",
+        "data": str(tmp_path / "a.jsonl"),
+        "output_dir": tmp_path / "out",
+        "learning_rate": 0.25,
+        "instruction": "Be brief.",
+        "save_steps": 7,
+    }
     options |= {
-        "sft": {"bits": 4, "lora_rank": 2}, "reward": {"pairs": 9}, "ppo": {"kl_coef": 0.0},
-        "dpo": {"beta": 0.5}, "rest": {"grow_steps": 3}, "rlaif": {"labels": 9},
-    }[stage]  # fmt: skip
+        "sft": {"bits": 4, "lora_rank": 2},
+        "reward": {"pairs": 9},
+        "ppo": {"kl_coef": 0.0},
+        "dpo": {"beta": 0.5},
+        "rest": {"grow_steps": 3},
+        "rlaif": {"labels": 9},
+    }[stage]
     arguments = [part for k, v in options.items() for part in (f"--{k.replace('_', '-')}", str(v))]
     assert main(["train", stage, "--seed", "3", "--resume", *arguments]) == 0
     assert trained == [(Scale("tiny", seed=3).config(stage, **options), True)]

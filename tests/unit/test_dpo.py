@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn.functional import logsigmoid
-from trl.trainer.utils import _ChunkedLogProbFunction
+from trl import DPOTrainer
 
 from rlhf_helpers import dpo
 from rlhf_helpers.commands.main import main
@@ -138,18 +138,50 @@ def log_probs(model, row: dict, kind: str) -> float:
 
 
 def test_the_lm_head_scores_the_answers_only(tmp_path, base_tokenizer, monkeypatch):
-    row = encode_pair(PAIR, base_tokenizer, config())
-    scored = []
-    apply = _ChunkedLogProbFunction.apply
+    row, scored = encode_pair(PAIR, base_tokenizer, config()), []
 
-    def count(states, *rest):
-        scored.append(len(states))
-        return apply(states, *rest)
+    def watched(*arguments):
+        model = load_policy(*arguments)
+        head = model.get_output_embeddings()
+        head.register_forward_pre_hook(lambda _, states: scored.append(states[0].shape[1]))
+        return model
 
-    monkeypatch.setattr(_ChunkedLogProbFunction, "apply", count)
+    monkeypatch.setattr(dpo, "load_policy", watched)
     write_jsonl(tmp_path / "data.jsonl", [PAIR])
     dpo.train(config(tmp_path))
-    assert scored == 2 * [len(row["chosen_ids"]) + len(row["rejected_ids"])]
+    longest = max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+    assert scored == [longest, longest]  # the reference, and the step
+
+
+@pytest.mark.parametrize("settings", [{}, {"label_smoothing": 0.2}, {"loss_type": "ipo"}], ids=str)
+def test_the_losses_and_what_is_logged_are_trl_s_own(tmp_path, monkeypatch, settings):
+    other = PAIR | {"input_text": "r/chairs: Short. [summary]: ", "choice": 0}
+    write_jsonl(tmp_path / "data.jsonl", [PAIR, other])
+    settings = {"batch_size": 2, "warmup_steps": 0, "epochs": 3, **settings}
+    ours = dpo.train(config(tmp_path, **settings)).history
+    monkeypatch.setattr(dpo, "scored_responses", lambda model: model)
+    theirs = dpo.train(config(tmp_path, **settings)).history
+    assert len(ours) == len(theirs) == 3
+    for row, expected in zip(ours, theirs, strict=True):
+        assert row.keys() == expected.keys()
+        for name in row.keys() - {"epoch", "step"}:
+            assert float(row[name]) == pytest.approx(float(expected[name]), rel=1e-3, abs=1e-5), (
+                name
+            )
+
+
+def test_a_trl_that_encodes_pairs_itself_learns_the_same(tmp_path, monkeypatch, caplog):
+    """As where TRL has lost the method by which it is told not to."""
+    write_jsonl(tmp_path / "data.jsonl", [PAIR])
+    ours = dpo.train(config(tmp_path, epochs=2, warmup_steps=0)).history
+    monkeypatch.setattr(dpo.PairTrainer, "_prepare_dataset", DPOTrainer._prepare_dataset)
+    monkeypatch.delattr(DPOTrainer, "_prepare_dataset")
+    theirs = dpo.train(config(tmp_path, epochs=2, warmup_steps=0)).history
+    assert [row["loss"] for row in theirs] == pytest.approx([row["loss"] for row in ours], rel=1e-5)
+    assert (
+        caplog.messages.count("this version of TRL encodes pairs itself: cut answers get an EOS")
+        == 1
+    )
 
 
 def test_the_command_line_gives_one_error(capsys):

@@ -24,7 +24,7 @@ from rlhf_helpers.models import load_classifier, load_policy
 from rlhf_helpers.reward_model import RewardModel
 from rlhf_helpers.scales import ASSISTANT_DATA, SCALES, Scale
 from rlhf_helpers.stages import train_stage
-from rlhf_helpers.tracking import log_writer
+from rlhf_helpers.training import log_writer
 
 
 @pytest.fixture(autouse=True)

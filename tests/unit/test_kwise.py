@@ -155,9 +155,10 @@ def test_the_shared_pass_reads_fewer_tokens(make_model, monkeypatch):
     read = []
     forward = model.forward
     monkeypatch.setattr(
-        model, "forward",
+        model,
+        "forward",
         lambda input_ids, **rest: read.append(input_ids.numel()) or forward(input_ids, **rest),
-    )  # fmt: skip
+    )
     shared_prompt_scores(model, ids, mask, groups)
     assert sum(read) < ids.numel() / 2.5
 
@@ -179,10 +180,16 @@ def config(folder: Path, records: list[dict], **changes) -> RewardConfig:
     write_jsonl(folder / "records.jsonl", records)
     write_jsonl(folder / "prompts.jsonl", [{"input_text": f"number {i}"} for i in range(4)])
     settings = {
-        "model": BASE, "sft_model": BASE, "data": folder / "records.jsonl", "max_new_tokens": 4,
-        "prompts": folder / "prompts.jsonl", "output_dir": folder / "out", "batch_size": 4,
-        "max_length": 64, "warmup_steps": 0,
-    }  # fmt: skip
+        "model": BASE,
+        "sft_model": BASE,
+        "data": folder / "records.jsonl",
+        "max_new_tokens": 4,
+        "prompts": folder / "prompts.jsonl",
+        "output_dir": folder / "out",
+        "batch_size": 4,
+        "max_length": 64,
+        "warmup_steps": 0,
+    }
     return RewardConfig(**settings | changes)
 
 
@@ -270,9 +277,13 @@ def test_two_answers_ranked_cost_what_the_pair_costs(tmp_path):
         for i in range(4)
     ]
     ranked = [
-        {"input_text": p["input_text"], "candidates": ["one", "two"],
-         "ranking": [p["choice"], 1 - p["choice"]]} for p in pairs
-    ]  # fmt: skip
+        {
+            "input_text": p["input_text"],
+            "candidates": ["one", "two"],
+            "ranking": [p["choice"], 1 - p["choice"]],
+        }
+        for p in pairs
+    ]
     losses = []
     for data in (pairs, ranked):
         trainer, _, inputs = trainer_of(tmp_path, data, center_rewards_coefficient=0.1)
@@ -349,9 +360,11 @@ def test_lora_leaves_a_whole_classifier_with_a_trained_head(tmp_path, encoder, t
     base = BASE if trunk == "decoder" else encoder
     head = "score.weight" if trunk == "decoder" else "classifier.weight"
     settings = config(tmp_path, records(16), model=base, lora_rank=4, bits=bits, learning_rate=0.01)
-    trainer, _, _ = trainer_of(
-        tmp_path, records(16), model=base, lora_rank=4, bits=bits
-    ) if trunk == "decoder" else (None, None, None)  # fmt: skip
+    trainer, _, _ = (
+        trainer_of(tmp_path, records(16), model=base, lora_rank=4, bits=bits)
+        if trunk == "decoder"
+        else (None, None, None)
+    )
     if trainer is not None:
         trained = {n: p.dtype for n, p in trainer.model.named_parameters() if p.requires_grad}
         assert {"lora" in name or head.split(".")[0] in name for name in trained} == {True}

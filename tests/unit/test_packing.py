@@ -8,12 +8,11 @@ import torch
 from datasets import Dataset, IterableDataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trl import SFTConfig, SFTTrainer, pack_dataset
+from trl import SFTConfig, pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from rlhf_helpers.models import without_dropout
-from rlhf_helpers.packing import packing_strategy
-from rlhf_helpers.training import score_only_responses
+from rlhf_helpers.sft import DemonstrationTrainer, packing_strategy
 
 EOS = 1
 STRATEGIES = {"opt": "wrapped", "gpt2": "bfd_split", "llama": "bfd_split"}
@@ -136,15 +135,25 @@ def test_a_packed_stream_is_resumed_at_a_row(strategy, stop):
 def trained(model, tokenizer, folder, steps: int, resume: bool = False) -> list[float]:
     """The losses of a run of TRL's on a packed stream."""
     options = SFTConfig(
-        str(folder), packing=True, packing_strategy=packing_strategy(model), max_length=64,
-        max_steps=steps, save_steps=10, per_device_train_batch_size=2, learning_rate=1e-2,
-        lr_scheduler_type="constant", logging_steps=5, bf16=False, use_cpu=True,
-        activation_checkpointing=False, disable_tqdm=True, report_to="none",
-    )  # fmt: skip
+        str(folder),
+        packing=True,
+        packing_strategy=packing_strategy(model),
+        max_length=64,
+        max_steps=steps,
+        save_steps=10,
+        per_device_train_batch_size=2,
+        learning_rate=1e-2,
+        lr_scheduler_type="constant",
+        logging_steps=5,
+        bf16=False,
+        use_cpu=True,
+        activation_checkpointing=False,
+        disable_tqdm=True,
+        report_to="none",
+    )
     rows = streamed([3 + 7 * i % 29 for i in range(400)])
-    trainer = SFTTrainer(model, options, train_dataset=rows, processing_class=tokenizer)
-    with score_only_responses():
-        trainer.train(resume_from_checkpoint=resume)
+    trainer = DemonstrationTrainer(model, options, train_dataset=rows, processing_class=tokenizer)
+    trainer.train(resume_from_checkpoint=resume)
     return [float(row["loss"]) for row in trainer.state.log_history if "loss" in row]
 
 

@@ -13,10 +13,10 @@ from ppo_helpers import same
 from transformers import AutoModelForSequenceClassification
 
 from rlhf_helpers import processes
+from rlhf_helpers.checkpoints import load_checkpoint
 from rlhf_helpers.models import load_tokenizer, matmul_precision
 from rlhf_helpers.scales import Scale
 from rlhf_helpers.schemas import write_jsonl
-from rlhf_helpers.training import load_checkpoint
 
 pytestmark = pytest.mark.slow
 PROMPTS = ["A post about my cat [summary]:", "Why not? [summary]:", "x", "My boss is late"]

@@ -248,9 +248,14 @@ def config(folder: Path, pairs: list[dict], **changes) -> RewardConfig:
     write_jsonl(folder / "pairs.jsonl", pairs)
     write_jsonl(folder / "prompts.jsonl", [{"input_text": text} for text in texts(4)])
     settings = {
-        "model": BASE, "sft_model": BASE, "data": folder / "pairs.jsonl", "max_new_tokens": 4,
-        "prompts": folder / "prompts.jsonl", "output_dir": folder / "out", "batch_size": 2,
-    }  # fmt: skip
+        "model": BASE,
+        "sft_model": BASE,
+        "data": folder / "pairs.jsonl",
+        "max_new_tokens": 4,
+        "prompts": folder / "prompts.jsonl",
+        "output_dir": folder / "out",
+        "batch_size": 2,
+    }
     return RewardConfig(**settings | changes)
 
 

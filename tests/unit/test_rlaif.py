@@ -163,12 +163,10 @@ def test_the_small_labeller_prefers_what_the_principles_do_wherever_it_stands():
     records = schemas.read_preferences(PAIRS)[:60]
     said = [
         principles.majority(
-            principles.verdicts(
-                read_post(r["input_text"]), r["candidate_0"], r["candidate_1"]
-            )
+            principles.verdicts(read_post(r["input_text"]), r["candidate_0"], r["candidate_1"])
         )
         for r in records
-    ]  # fmt: skip
+    ]
     clear = [(r, s) for r, s in zip(records, said, strict=True) if s]
     labeller = rlaif.ai_labeller(rlaif.read_constitution())
     table = judge_pairs(

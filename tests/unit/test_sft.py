@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
-from trl.trainer import utils
 
 from rlhf_helpers import sft
 from rlhf_helpers.configs import SFTConfig
@@ -115,15 +114,31 @@ def test_the_loss_is_the_mean_over_the_tokens_of_the_responses(tmp_path, base_to
 def test_only_positions_with_a_label_go_through_the_head(tmp_path, monkeypatch):
     """On CPUs TRL would score the prompts too: the same loss, for nearly twice the time."""
     records, seen = demonstrations(tmp_path), []
-    head = utils._ChunkedLogProbFunction.apply
-    monkeypatch.setattr(
-        utils._ChunkedLogProbFunction,
-        "apply",
-        lambda h, *rest: seen.append(len(h)) or head(h, *rest),
-    )
-    sft.train(config(tmp_path, batch_size=4))
+
+    def watched(*arguments):
+        model = load_policy(*arguments)
+        head = model.get_output_embeddings()
+        head.register_forward_pre_hook(lambda _, states: seen.append(states[0].shape[1]))
+        return model
+
+    monkeypatch.setattr(sft, "load_policy", watched)
+    sft.train(config(tmp_path, batch_size=1))
     rows = [encode_demonstration(record, load_tokenizer(BASE), config()) for record in records]
-    assert seen == [sum(label >= 0 for row in rows for label in row["labels"])]
+    assert sorted(seen) == sorted(sum(label >= 0 for label in row["labels"]) for row in rows)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_the_losses_and_what_is_logged_are_trl_s_own(tmp_path, monkeypatch, packing):
+    demonstrations(tmp_path)
+    settings = {"batch_size": 2, "warmup_steps": 0, "epochs": 6, "packing": packing}
+    ours = sft.train(config(tmp_path, **settings)).history
+    monkeypatch.setattr(sft, "scored_responses", lambda model: model)
+    theirs = sft.train(config(tmp_path, **settings)).history
+    assert len(ours) == len(theirs) > 1
+    for row, expected in zip(ours, theirs, strict=True):
+        assert row.keys() == expected.keys()
+        for name in ("loss", "grad_norm", "entropy", "mean_token_accuracy", "num_tokens"):
+            assert float(row[name]) == pytest.approx(float(expected[name]), rel=1e-3), name
 
 
 @pytest.mark.parametrize("rank", [0, 2])

@@ -141,8 +141,11 @@ def test_the_evaluation_reports_the_policy_and_the_reward_model(chain, home):
     assert set(found["sampled"]) == {*common, "words", "kl"}
     assert set(found["greedy"]) == {*common, "words"}
     assert found["sampled"]["prompts"] == 16
-    names = {f"accuracy_{name}{end}" for name in ("gold", "noisy", "clear")
-             for end in ("", "_low", "_high")}  # fmt: skip
+    names = {
+        f"accuracy_{name}{end}"
+        for name in ("gold", "noisy", "clear")
+        for end in ("", "_low", "_high")
+    }
     assert set(found["reward_model"]) == {"pairs", *names}
 
 
