@@ -60,8 +60,8 @@ TINY: dict[str, dict] = {"dpo": {"pairs": 640}, "rlaif": {"steps": 20}}
 # The settings of Activeloop's course on RLHF (LLM training in production), which used eight A100.
 # Batches are of all GPUs together here, and were a GPU's there.
 FULL: dict[str, dict] = {
-    "sft": QLORA
-    | {
+    "sft": {
+        **QLORA,
         "epochs": 2,
         "batch_size": 8,
         "learning_rate": 1e-4,
@@ -104,8 +104,8 @@ FULL: dict[str, dict] = {
     },
     # That course has no DPO: beta and batch are of Rafailov et al. 2023 (arXiv:2305.18290,
     # appendix B), the learning rate is ten times theirs, since only an adapter is trained.
-    "dpo": QLORA
-    | {
+    "dpo": {
+        **QLORA,
         "pairs": 20_000,
         "beta": 0.1,
         "batch_size": 64,
@@ -115,8 +115,8 @@ FULL: dict[str, dict] = {
         "save_steps": 500,
     },
     # Ours: that course has neither. The rest of RLAIF is as in `ppo`.
-    "rest": QLORA
-    | {
+    "rest": {
+        **QLORA,
         "grow_prompts": 5_000,
         "samples_per_prompt": 8,
         "max_new_tokens": 128,
