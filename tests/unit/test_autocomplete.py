@@ -12,13 +12,13 @@ from transformers import AutoTokenizer
 
 from rlhf_helpers import schemas
 from rlhf_helpers.commands.main import main
-from rlhf_helpers.evaluation.metrics import _gold_columns
 from rlhf_helpers.little_world import autocomplete, build, completions, phrases
 from rlhf_helpers.little_world.annotators import (
     ANNOTATORS,
     COMPLETION_BUDGET,
     UNKIND,
     gold,
+    gold_columns,
     gold_scores,
     judge,
     measure,
@@ -174,12 +174,11 @@ def test_the_words_around_the_facts_give_none_away():
 
 
 def test_an_evaluation_counts_unkind_words_of_completions_alone():
-    table = _gold_columns([as_input_text(POST)], ["What an absolute clown."])
-    assert table.to_dict("records") == [
-        {"covered": 0, "wrong": 0, "unkind": 1, "words": 4, "gold": pytest.approx(-0.8)}
-    ]
+    columns = gold_columns([as_input_text(POST)], ["What an absolute clown."])
+    expected = {"covered": 0, "wrong": 0, "unkind": 1, "words": 4, "gold": pytest.approx(-0.8)}
+    assert columns == {name: [value] for name, value in expected.items()}
     summarised = POST + " So I yelled at them once, but nothing changed. Should I leave?"
-    assert "unkind" not in _gold_columns([as_input_text(summarised)], [GOOD])
+    assert "unkind" not in gold_columns([as_input_text(summarised)], [GOOD])
 
 
 # The writers
