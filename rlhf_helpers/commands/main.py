@@ -13,7 +13,7 @@ from pathlib import Path
 from rlhf_helpers import runs, scales, schemas
 from rlhf_helpers.commands.doctor import add_doctor
 from rlhf_helpers.commands.pipeline import add_pipeline
-from rlhf_helpers.commands.plan.estimate import add_plan
+from rlhf_helpers.commands.plan.command import add_plan
 from rlhf_helpers.commands.train import add_common, add_train, print_table
 
 

@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from rlhf_helpers.commands.plan.memory import parameters
+from rlhf_helpers.commands.plan.weights import parameters
 from rlhf_helpers.models import add_lora
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))

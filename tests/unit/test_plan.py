@@ -2,6 +2,7 @@
 
 import argparse
 import gc
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -25,10 +26,13 @@ from trl.kernels import chunked_logprob
 from trl.trainer import utils
 
 from rlhf_helpers import generation, scales
+from rlhf_helpers.commands.plan import activations
+from rlhf_helpers.commands.plan import command as plan_command
 from rlhf_helpers.commands.plan import estimate as plan
 from rlhf_helpers.commands.plan import facts as plan_facts
 from rlhf_helpers.commands.plan import memory as plan_memory
-from rlhf_helpers.commands.plan.memory import Batch
+from rlhf_helpers.commands.plan import weights as plan_weights
+from rlhf_helpers.commands.plan.activations import Batch, activation_bytes
 from rlhf_helpers.configs import DPOConfig, PPORunConfig, RewardConfig, SFTConfig, StageConfig
 from rlhf_helpers.models import add_lora, load_classifier, load_policy, load_tokenizer
 from rlhf_helpers.runs import data_dir
@@ -132,8 +136,8 @@ def close(predicted: float, counted: float) -> None:
 )  # fmt: skip
 def test_the_shapes_have_as_many_parameters_as_the_models(name, known):
     config = RewardConfig(**REWARD) if "deberta" in name else SFTConfig(**FOLDERS)
-    model = plan_memory.skeleton(plan_facts.shape_of(name), config)
-    assert plan_memory.parameters(model) == pytest.approx(known, rel=0.01)
+    model = plan_weights.skeleton(plan_facts.shape_of(name), config)
+    assert plan_weights.parameters(model) == pytest.approx(known, rel=0.01)
 
 
 @pytest.mark.parametrize("bits", [4, 8, 32])
@@ -150,9 +154,9 @@ def test_weights_gradients_and_optimiser_take_the_predicted_bytes(kind, bits, tm
     weights = sum(frozen(p) for p in model.parameters() if not p.requires_grad)
     states = [t for state in optimizer.state.values() for t in state.values() if t.dim()]
 
-    predicted = plan_memory.skeleton(SHAPES[kind], config)
-    count = plan_memory.parameters(predicted, trained=True)
-    close(plan_memory.frozen_bytes(predicted, bits), weights)
+    predicted = plan_weights.skeleton(SHAPES[kind], config)
+    count = plan_weights.parameters(predicted, trained=True)
+    close(plan_weights.frozen_bytes(predicted, bits), weights)
     close(4 * count, sum(map(size, trained)))
     close(4 * count, sum(size(p.grad) for p in trained))
     close(8 * count, sum(map(size, states)))
@@ -189,7 +193,7 @@ def test_training_saves_the_predicted_bytes(kind, settings, batch, checkpointing
         counted = saved(model, lambda: trunk(model, batch))
         assert counted < plain / 2
         counted += plain // SHAPES[kind].num_hidden_layers
-    close(plan_memory.activation_bytes(config, SHAPES[kind], batch), counted)
+    close(activation_bytes(config, SHAPES[kind], batch), counted)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +207,23 @@ def test_quantised_models_hold_the_predicted_bytes_after_a_forward_pass(bits, ha
         output = trunk(model, batch)
         counted = alive.bytes(model)
     del output
-    close(plan_memory.activation_bytes(config, shape, batch, half), counted)
+    close(activation_bytes(config, shape, batch, half), counted)
+
+
+def test_without_fake_tensors_activations_follow_a_formula_and_one_line_says_so(
+    monkeypatch, caplog
+):
+    config, shape, batch = SFTConfig(**FOLDERS), SHAPES["opt"], Batch(2, 10, 20)
+    counted = activation_bytes(config, shape, batch)
+    with monkeypatch.context() as patch:
+        patch.delattr("torch._subclasses.fake_tensor.FakeTensorMode")
+        importlib.reload(activations)
+    try:
+        assert counted / 2 < activation_bytes(config, shape, batch) < 2 * counted
+        assert activation_bytes(config, shape, batch, half=True) < counted
+    finally:
+        importlib.reload(activations)
+    assert "torch has no FakeTensorMode" in caplog.records[0].getMessage()
 
 
 @pytest.mark.parametrize("kind", ["opt", "gpt2", "llama"])
@@ -222,7 +242,7 @@ def test_ppo_holds_the_predicted_activations_and_logits(kind, tmp_path):
         kept = [hidden, *generation.logprobs_and_entropy(logits, answers, 1.0)]
         overwritten = alive.bytes(model)  # the logits' own memory, and little else
     del kept
-    close(plan_memory.activation_bytes(config, SHAPES[kind], batch), activations)
+    close(activation_bytes(config, SHAPES[kind], batch), activations)
     close(plan_memory.logit_bytes(config, SHAPES[kind], batch), overwritten)
 
 
@@ -322,7 +342,7 @@ def test_hours_fall_with_gpus_and_with_adapters():
 def run(capsys) -> Callable[[str], str]:
     """Run the command with these arguments; returns what it has printed."""
     parser = argparse.ArgumentParser()
-    plan.add_plan(parser.add_subparsers())
+    plan_command.add_plan(parser.add_subparsers())
 
     def call(arguments: str, **more: str) -> str:
         options = parser.parse_args(["plan", *arguments.split()])
@@ -405,8 +425,8 @@ def test_a_mini_batch_that_processes_cannot_share_is_named():
         plan_memory.memory(config, SHAPES["opt"], SHAPES["opt"], Batch(1, 5, 5)), 0
     )
     planned = plan.StagePlan("ppo", config, parts, 1, 1, 1, 1, "estimated")
-    assert plan.warnings([planned], 16, gpus=8) == []
-    assert "multiple of 16" in plan.warnings([planned], 16, gpus=16)[0]
+    assert plan_command.warnings([planned], 16, gpus=8) == []
+    assert "multiple of 16" in plan_command.warnings([planned], 16, gpus=16)[0]
 
 
 def test_every_scale_has_facts_for_its_models_and_data():

@@ -71,21 +71,40 @@ MEASURED = {
 # The `config.json` of these models, as far as it differs from the defaults of transformers.
 _OPT = {"num_hidden_layers": 24, "dropout": 0.1}
 _DEBERTA = {
-    "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12,
-    "relative_attention": True, "position_buckets": 256, "norm_rel_ebd": "layer_norm",
-    "share_att_key": True, "pos_att_type": "p2c|c2p", "position_biased_input": False,
-}  # fmt: skip
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_attention_heads": 12,
+    "relative_attention": True,
+    "position_buckets": 256,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "pos_att_type": "p2c|c2p",
+    "position_biased_input": False,
+}
 SHAPES: dict[str, tuple[str, dict]] = {
-    "facebook/opt-350m": ("opt", _OPT | {
-        "hidden_size": 1024, "ffn_dim": 4096, "num_attention_heads": 16,
-        "word_embed_proj_dim": 512, "do_layer_norm_before": False,
-    }),
-    "facebook/opt-1.3b": ("opt", _OPT | {
-        "hidden_size": 2048, "ffn_dim": 8192, "num_attention_heads": 32,
-    }),
+    "facebook/opt-350m": (
+        "opt",
+        _OPT
+        | {
+            "hidden_size": 1024,
+            "ffn_dim": 4096,
+            "num_attention_heads": 16,
+            "word_embed_proj_dim": 512,
+            "do_layer_norm_before": False,
+        },
+    ),
+    "facebook/opt-1.3b": (
+        "opt",
+        _OPT
+        | {
+            "hidden_size": 2048,
+            "ffn_dim": 8192,
+            "num_attention_heads": 32,
+        },
+    ),
     "microsoft/deberta-v3-small": ("deberta-v2", _DEBERTA | {"num_hidden_layers": 6}),
     "microsoft/deberta-v3-base": ("deberta-v2", _DEBERTA | {"num_hidden_layers": 12}),
-}  # fmt: skip
+}
 
 
 def shape_of(name: str | Path) -> "PreTrainedConfig":
