@@ -1,8 +1,8 @@
-"""Google Cloud for the course: set-up and what is missing in it, storage, clean-up, cost.
+"""Google Cloud for the course: set-up and its check, storage, clean-up, cost.
 
-No key is ever taken or written: credentials are google-auth's application default ones
-(`gcloud auth application-default login`). Where the environment variable STORAGE_EMULATOR_HOST is
-set, which google-cloud-storage knows too, storage is that emulator and nothing else is asked.
+Credentials are google-auth's application default ones (`gcloud auth application-default login`);
+no key is read or written here. If the environment variable STORAGE_EMULATOR_HOST is set,
+google-cloud-storage talks to that emulator, and no other service of Google is asked.
 """
 
 from rlhf_helpers.cloud.check import check_setup

@@ -1,4 +1,4 @@
-"""What of the set-up is there, and what is missing. It only reads."""
+"""Checks which parts of the set-up exist. It reads and changes nothing."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -12,16 +12,16 @@ from rlhf_helpers.cloud.storage import is_emulated, network_errors, open_bucket
 from rlhf_helpers.extras import needs_extra
 
 SERVICE = "https://{name}.googleapis.com"
-TIMEOUT = 5.0  # seconds a question
+TIMEOUT = 5.0  # seconds for each request
 
-Finding = tuple[str, str]  # "ready", "missing" or "unknown", and what was seen
+Finding = tuple[str, str]  # "ready", "missing" or "unknown", and what was found
 
 
 def check_setup(setup: Setup | None = None) -> pd.DataFrame:
-    """Return a row a check: its state, what was found, and the command that mends it.
+    """Return one row for each check: its state, what was found, and the command that mends it.
 
-    Without an account or a network it says so, within seconds. `unknown` is what could not be
-    asked yet: mend what is `missing`, then check again.
+    Without an account or a network it says so within seconds. `unknown` means that the check could
+    not be made yet: mend what is `missing`, then check again.
     """
     setup = setup or Setup()
     commands = setup_commands(setup)
@@ -45,8 +45,8 @@ def check_setup(setup: Setup | None = None) -> pd.DataFrame:
 
 
 def _credentials() -> tuple[Any, Finding]:
-    """Application default credentials, tried out, or None and why."""
-    # For google-auth, which else asks thrice, 3 s each, whether this is one of Google's machines.
+    """Application default credentials that work, or None, and the finding."""
+    # Otherwise google-auth asks three times for 3 s whether this is one of Google's machines.
     os.environ.setdefault("GCE_METADATA_TIMEOUT", "1")
     os.environ.setdefault("GCE_METADATA_DETECT_RETRIES", "1")
     with needs_extra("cloud"):
@@ -76,7 +76,7 @@ def _credentials() -> tuple[Any, Finding]:
 
 
 def _check_services(setup: Setup, credentials: Any) -> dict[str, Finding]:
-    """Ask Google Cloud's services over REST, one question a check."""
+    """Ask Google Cloud's services over REST, with one request for each check."""
     with needs_extra("cloud"):
         from google.auth.transport.requests import AuthorizedSession
 
@@ -91,14 +91,18 @@ def _check_services(setup: Setup, credentials: Any) -> dict[str, Finding]:
         "region": ("GET", vertex, f"v1/{location}", lambda body: ""),
         "service account": ("GET", "iam", f"v1/{account}", lambda body: ""),
         "project role": (
-            "POST", "cloudresourcemanager", f"v3/{project}:getIamPolicy",
+            "POST",
+            "cloudresourcemanager",
+            f"v3/{project}:getIamPolicy",
             lambda body: _lacks_role(body.get("bindings", []), setup, PROJECT_ROLE),
         ),
         "TensorBoard": (
-            "GET", vertex, f"v1/{location}/tensorboards?{ours}",
+            "GET",
+            vertex,
+            f"v1/{location}/tensorboards?{ours}",
             lambda body: "" if body.get("tensorboards") else "none yet",
         ),
-    }  # fmt: skip
+    }
     session = AuthorizedSession(credentials)
     return {
         check: _ask(session, method, f"{SERVICE.format(name=service)}/{path}", problem)
@@ -107,7 +111,7 @@ def _check_services(setup: Setup, credentials: Any) -> dict[str, Finding]:
 
 
 def _ask(session: Any, method: str, url: str, problem: Callable[[dict], str]) -> Finding:
-    """`problem` looks at the JSON that came back and names what is missing, if anything is."""
+    """Send one request; `problem` reads the JSON of the answer and names what is missing."""
     try:
         response = session.request(method, url, timeout=TIMEOUT, max_allowed_time=2 * TIMEOUT)
         body = response.json()

@@ -1,6 +1,6 @@
-"""Removing what the course has made on Google Cloud; what bears another name stays.
+"""Deletes what the course has made on Google Cloud, and nothing under another name.
 
-Both functions only look until they are given the project's name: so nothing goes by mistake.
+Both functions only list what they would delete, unless `confirm` is the project's name.
 """
 
 from typing import Any
@@ -13,9 +13,9 @@ from rlhf_helpers.extras import needs_extra
 
 
 def clean_up_storage(setup: Setup, confirm: str = "") -> pd.DataFrame:
-    """The course's objects in the bucket; deleted where `confirm` is the project's name.
+    """List the course's objects in the bucket; delete them if `confirm` is the project's name.
 
-    Raises CloudError for another `confirm`, or where the service fails. A bucket keeps deleted
+    Raises CloudError for another `confirm`, or if the service fails. A bucket keeps deleted
     objects for some days (seven by default) and bills them, unless its soft delete is off.
     """
     delete = _is_confirmed(setup, confirm)
@@ -31,11 +31,11 @@ def clean_up_storage(setup: Setup, confirm: str = "") -> pd.DataFrame:
 
 
 def clean_up_vertex(setup: Setup, confirm: str = "") -> pd.DataFrame:
-    """The course's endpoints, models and TensorBoards; deleted where `confirm` is the project.
+    """List the course's endpoints, models and TensorBoards; `confirm` deletes, as in storage.
 
-    Models are undeployed from an endpoint first: a deployed one is billed by the hour, asked or
-    not. Google's RLHF component deploys in the pipeline's region, or by its own description in
-    us-central1, so both are searched. Raises CloudError like `clean_up_storage`.
+    Models are undeployed from an endpoint first: a deployed model is billed by the hour even if
+    nobody asks it. Google's RLHF component deploys in the pipeline's region, or by its own
+    description in us-central1, so both are searched. Raises CloudError like `clean_up_storage`.
     """
     with needs_extra("cloud"):
         from google.cloud import aiplatform
@@ -50,7 +50,7 @@ def clean_up_vertex(setup: Setup, confirm: str = "") -> pd.DataFrame:
                 deployed = len(endpoint.list_models())
                 rows.append(("endpoint", endpoint.resource_name, f"{deployed} models deployed"))
                 if delete:
-                    endpoint.delete(force=True)  # which undeploys
+                    endpoint.delete(force=True)  # undeploys too
             for kind in others:
                 for resource in kind.list(filter=ours, location=region):
                     rows.append((kind.__name__.lower(), resource.resource_name, ""))

@@ -1,4 +1,4 @@
-"""What a run costs: hours, measured or estimated, times a price that you look up."""
+"""The cost of a run: hours, measured or estimated, times a price that you look up."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -19,7 +19,7 @@ EXAMPLE_PRICES = {
 
 
 class Job(NamedTuple):
-    """Something that runs for `hours` on a machine; `how` says where that number is from."""
+    """A job that runs for `hours` on a machine; `how` says where that number is from."""
 
     name: str
     machine: str  # a key of the prices
@@ -28,7 +28,7 @@ class Job(NamedTuple):
 
 
 def cost_table(jobs: Iterable[Job], prices: Mapping[str, float] = EXAMPLE_PRICES) -> pd.DataFrame:
-    """Return a row a job: machine, hours and how they are known, price an hour, cost (dollars).
+    """Return one row for each job: machine, hours and their source, price an hour, cost (dollars).
 
     Raises ValueError for a machine without a price, and for numbers below 0.
     """

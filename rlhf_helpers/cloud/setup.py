@@ -1,4 +1,4 @@
-"""The names of everything that the course makes on Google Cloud, and the commands that make it."""
+"""Names everything that the course makes on Google Cloud, and the commands that make it."""
 
 import os
 import re
@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 APIS = ("aiplatform", "artifactregistry", "cloudresourcemanager", "iam", "storage")
-# The least that the account needs which a pipeline runs as: to run jobs in the project, and to
-# read and write the objects of this one bucket.
+# The least that the pipeline's service account needs: to run jobs in the project, and to read and
+# write the objects of this one bucket.
 PROJECT_ROLE, BUCKET_ROLE = "roles/aiplatform.user", "roles/storage.objectUser"
 DATA = ("preferences_train.jsonl", "prompts_train.jsonl")  # what a pipeline reads
 
 
 class CloudError(RuntimeError):
-    """Something on the cloud is not there, or was refused; the message names the remedy."""
+    """The cloud lacks something or refused a request; the message names the remedy."""
 
 
 def _from_environment(variable: str, default: str) -> str:
@@ -22,10 +22,10 @@ def _from_environment(variable: str, default: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """Where the course works on Google Cloud; raises ValueError for what can't be a name there.
+    """Where the course works on Google Cloud; raises ValueError for names that Google refuses.
 
-    `name` stands in all that the course makes (service account, TensorBoard, model, endpoint, a
-    folder of the bucket), so that cleaning up finds this and nothing else.
+    `name` is part of all that the course makes (service account, TensorBoard, model, endpoint, a
+    folder of the bucket), so that cleaning up finds these and nothing else.
     """
 
     project: str = _from_environment("GOOGLE_CLOUD_PROJECT", "")
@@ -84,9 +84,9 @@ def setup_commands(setup: Setup) -> dict[str, str]:
 
 
 def clean_up_commands(setup: Setup) -> dict[str, str]:
-    """The commands that remove what the course has made, dearest first.
+    """The commands that remove what the course has made, the most expensive first.
 
-    The capitals stand for numbers that the `list` commands show.
+    Replace the words in capitals by the numbers that the `list` commands show.
     """
     at = f"--region={setup.region} --project={setup.project or 'PROJECT_ID'}"
     ours = f"--filter=displayName={setup.name} {at}"

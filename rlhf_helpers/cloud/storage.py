@@ -1,4 +1,4 @@
-"""Data sets in a bucket: checked before they are sent, and there whole or not at all."""
+"""Uploads data sets to a bucket: it checks them first, and never leaves half a file."""
 
 import hashlib
 import os
@@ -14,16 +14,16 @@ from rlhf_helpers.cloud.setup import CloudError, Setup, setup_commands
 from rlhf_helpers.extras import needs_extra
 
 CHUNK = 1024 * 1024  # bytes sent at once; Google Cloud takes multiples of 256 KiB
-PATIENCE = 120.0  # seconds for which a chunk is sent again after a fault of network or service
+PATIENCE = 120.0  # seconds during which a chunk is sent again after a failure
 
 
 def is_emulated() -> bool:
-    """Whether storage is a local emulator: STORAGE_EMULATOR_HOST is set."""
+    """Whether storage is a local emulator, that is, whether STORAGE_EMULATOR_HOST is set."""
     return bool(os.environ.get("STORAGE_EMULATOR_HOST"))
 
 
 def network_errors() -> tuple[type[Exception], ...]:
-    """All that a call of google-cloud-storage raises when network, service or account fail it."""
+    """The exceptions of Google's clients when the network, the service or the account fails."""
     with needs_extra("cloud"):
         from google.api_core.exceptions import GoogleAPIError
         from google.auth.exceptions import GoogleAuthError
@@ -38,10 +38,10 @@ def upload(
 ) -> str:
     """Check a JSONL file with `read`, send it, and return its address in the bucket.
 
-    It is sent in chunks and compared by checksum; Google Cloud shows an object only when its last
-    chunk has come, so an interruption never leaves half a file, nor spoils an older one. A file
-    that is there already is not sent again. Raises `DataError` for a bad record, before anything
-    is sent, and `CloudError` where the network gives out.
+    The file is sent in chunks and compared by checksum. Google Cloud shows an object only when its
+    last chunk has arrived, so an interruption leaves neither half a file nor a damaged older one. A
+    file that is in the bucket already is not sent again. Raises `DataError` for a bad record before
+    anything is sent, and `CloudError` if the network fails.
     """
     with needs_extra("cloud"):
         from google.api_core.exceptions import NotFound
@@ -57,7 +57,7 @@ def upload(
             there = bucket.get_blob(name, retry=patient)
             if there is None or there.md5_hash != _md5(file):
                 file.seek(0)
-                # Without a size, the client sends chunks (it would send small files in one go).
+                # Without a size the client sends chunks; with one it sends small files whole.
                 blob = bucket.blob(name, chunk_size=CHUNK)
                 blob.upload_from_file(file, content_type="application/jsonl", retry=patient)
     except NotFound:
@@ -66,7 +66,7 @@ def upload(
     except network_errors() as error:
         raise CloudError(
             f"{path}: the upload was interrupted ({error}). {uri} is as it was before, or "
-            "complete, never half. Run this again when that is mended."
+            "complete, never half. Run this again when the network works."
         ) from error
     return uri
 
@@ -82,7 +82,7 @@ def list_data(setup: Setup) -> pd.DataFrame:
 
 
 def open_bucket(setup: Setup, **options: Any) -> Any:
-    """The bucket of `setup`, unseen; `options` go to `storage.Client`."""
+    """The bucket of `setup`, not yet asked for; `options` go to `storage.Client`."""
     with needs_extra("cloud"):
         from google.auth.exceptions import DefaultCredentialsError
         from google.cloud import storage  # type: ignore[attr-defined]
@@ -97,5 +97,5 @@ def open_bucket(setup: Setup, **options: Any) -> Any:
 
 
 def _md5(file: Any) -> str:
-    """As Google Cloud writes it."""
+    """The MD5 checksum of a file in base64, as Google Cloud writes it."""
     return b64encode(hashlib.file_digest(file, "md5").digest()).decode()

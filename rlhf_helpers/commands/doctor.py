@@ -1,4 +1,4 @@
-"""The command `doctor`: whether this machine can run the course, and what to do where it cannot."""
+"""The command `doctor`: checks that this machine can run the course, and names remedies."""
 
 import argparse
 import importlib.metadata
@@ -12,11 +12,11 @@ from rlhf_helpers import runs, scales
 
 INSTALL = 'python -m pip install -c constraints.txt -e ".[all]", or make course'
 GIB = 2**30
-SPACE = 2 * GIB  # a course at `tiny` leaves 0.6 GiB behind, and needs as much again on the way
+SPACE = 2 * GIB  # a course at `tiny` keeps 0.6 GiB, and needs as much again while it runs
 
 
 class Finding(NamedTuple):
-    """One check: what was found, and, where that will not do, what mends it."""
+    """The result of one check: what was found, and the remedy if that is not enough."""
 
     check: str
     found: str
@@ -26,10 +26,11 @@ class Finding(NamedTuple):
 def add_doctor(commands: argparse._SubParsersAction) -> None:
     """Add the command to the parser of `python -m rlhf_helpers`."""
     doctor = commands.add_parser(
-        "doctor", help="check packages, data, space and device",
-        description="Check what the course needs on this machine; exit status 1 if some is "
-        "missing. Nothing is written.",
-    )  # fmt: skip
+        "doctor",
+        help="check packages, data, space and device",
+        description="Check that this machine has what the course needs. Exit status 1 if "
+        "something is missing. Nothing is written.",
+    )
     doctor.set_defaults(command=_doctor)
 
 
@@ -44,17 +45,17 @@ def _doctor(_: argparse.Namespace) -> int:
 
 
 def examine() -> Iterator[Finding]:
-    """Check after check, the quick ones first."""
+    """Run the checks one by one, the quick ones first."""
     yield _packages()
     yield _data()
     yield _space()
-    from rlhf_helpers.models import describe_device  # imports torch, which may be what is missing
+    from rlhf_helpers.models import describe_device  # imports torch, which may be missing
 
     yield Finding("device", f"{os.cpu_count()} cores, {describe_device()}")
 
 
 def _packages() -> Finding:
-    """Whether what `pyproject.toml` asks for is installed, and as new as it asks."""
+    """Check that the packages are installed in the versions that `pyproject.toml` asks for."""
     from packaging.requirements import Requirement
 
     lacking = []
@@ -68,12 +69,12 @@ def _packages() -> Finding:
             lacking.append(f"{requirement} (found: {version})")
     python = f"Python {platform.python_version()}"
     if lacking:
-        return Finding("packages", f"{python}; not there: {', '.join(lacking)}", INSTALL)
+        return Finding("packages", f"{python}; missing or old: {', '.join(lacking)}", INSTALL)
     return Finding("packages", f"{python}, all packages")
 
 
 def _data() -> Finding:
-    """Whether the shipped data and models are where the lessons look for them."""
+    """Check that the shipped data and models are there."""
     wanted = [runs.data_dir() / "base_model" / "model.safetensors"]
     wanted += [runs.data_dir() / "labeller" / "adapter_model.safetensors"]
     for task in scales.LITTLE_WORLD:
@@ -87,7 +88,7 @@ def _data() -> Finding:
 
 
 def _space() -> Finding:
-    """Whether the runs can be written."""
+    """Check that there is space for the runs, and permission to write them."""
     folder = runs.runs_dir()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(there).free

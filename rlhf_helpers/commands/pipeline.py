@@ -1,4 +1,4 @@
-"""The command `pipeline compile | run | submit`: its options, and what they start."""
+"""The command `pipeline compile | run | submit`."""
 
 import argparse
 import json
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rlhf_helpers import scales
+from rlhf_helpers.commands.train import add_common
 
 TARGETS = ("portable", "google")
 
@@ -14,44 +14,60 @@ TARGETS = ("portable", "google")
 def add_pipeline(commands: argparse._SubParsersAction) -> None:
     """Add the command, with its three subcommands, to the parser of `python -m rlhf_helpers`."""
     pipeline = commands.add_parser(
-        "pipeline", help="the same stages as a cloud pipeline: compile, run here, submit",
+        "pipeline",
+        help="the same stages as a cloud pipeline: compile, run here, submit",
         description="RLHF as a pipeline of KFP components. Needs the extra: pip install "
         '"rlhf-helpers[cloud]".',
-    )  # fmt: skip
+    )
     actions = pipeline.add_subparsers(required=True, metavar="ACTION")
+    _add_compile(actions)
+    _add_run(actions)
+    _add_submit(actions)
+
+
+def _add_compile(actions: argparse._SubParsersAction) -> None:
     compiling = actions.add_parser("compile", help="write the YAML for Kubeflow or Vertex AI")
     _add_target(compiling)
     compiling.add_argument(
         "--output", type=Path, help="default: pipeline_<target>.yaml in the current folder"
     )
     compiling.set_defaults(command=_compile)
+
+
+def _add_run(actions: argparse._SubParsersAction) -> None:
     running = actions.add_parser(
-        "run", help="run the portable pipeline on this machine",
+        "run",
+        help="run the portable pipeline on this machine",
         description="Run the portable pipeline here, and publish its models into "
         "runs/<scale>/<task>/seed<k>/.",
-    )  # fmt: skip
-    running.add_argument("--scale", default="tiny", choices=scales.SCALES, help="default: tiny")
-    running.add_argument("--seed", type=int, default=0, help="of all random numbers (default: 0)")
+    )
+    add_common(running, task=False)
     running.add_argument(
         "--processes", type=int, default=1, help="processes a training step (default: 1)"
     )
     running.add_argument(
-        "--cached", action="store_true",
-        help="take steps whose parameters have not changed from the last run; files are not read "
-        "anew",
-    )  # fmt: skip
+        "--cached",
+        action="store_true",
+        help="reuse steps of the last run whose parameters are the same; files are not compared",
+    )
     _add_parameters(running)
     running.set_defaults(command=_run)
+
+
+def _add_submit(actions: argparse._SubParsersAction) -> None:
     submitting = actions.add_parser(
-        "submit", help="run a pipeline on Vertex AI",
-        description="Run a pipeline on Vertex AI, as whoever has called `gcloud auth "
-        "application-default login`. It is billed. See L5 for the set-up.",
-    )  # fmt: skip
+        "submit",
+        help="run a pipeline on Vertex AI",
+        description="Run a pipeline on Vertex AI with your application default credentials. Google "
+        "bills you for it. L5 explains the set-up.",
+    )
     _add_target(submitting)
     submitting.add_argument(
-        "--pipeline-root", default="", metavar="gs://…",
+        "--pipeline-root",
+        default="",
+        metavar="gs://…",
         help="where its artefacts go (default: in the course's bucket)",
-    )  # fmt: skip
+    )
     submitting.add_argument(
         "--dry-run", action="store_true", help="print the request and send nothing; no account"
     )
@@ -61,9 +77,11 @@ def add_pipeline(commands: argparse._SubParsersAction) -> None:
 
 def _add_target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--target", default="portable", choices=TARGETS,
+        "--target",
+        default="portable",
+        choices=TARGETS,
         help="portable: ours; google: Google's own component (default: portable)",
-    )  # fmt: skip
+    )
     parser.add_argument("--image", help="portable: the container image, see scripts/Dockerfile")
     parser.add_argument(
         "--gpu-type", default="", help="portable: nvidia.com/gpu (Kubeflow), NVIDIA_L4 (Vertex AI)"
@@ -81,7 +99,7 @@ def _add_parameters(parser: argparse.ArgumentParser) -> None:
 
 
 def _pipeline(options: argparse.Namespace) -> Any:
-    """The pipeline that --target and its options name."""
+    """The pipeline that --target, --image and the GPU options describe."""
     from rlhf_helpers.pipelines import portable, vertex_rlhf
 
     if options.target == "google":
@@ -142,8 +160,10 @@ def _submit(options: argparse.Namespace) -> int:
         print(json.dumps(request, indent=2))
     else:
         job = request["pipelineJobId"]
-        print(f"submitted {job}\nhttps://console.cloud.google.com/vertex-ai/pipelines/locations/"
-              f"{setup.region}/runs/{job}?project={setup.project}")  # fmt: skip
+        print(
+            f"submitted {job}\nhttps://console.cloud.google.com/vertex-ai/pipelines/locations/"
+            f"{setup.region}/runs/{job}?project={setup.project}"
+        )
     return 0
 
 

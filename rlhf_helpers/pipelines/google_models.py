@@ -1,8 +1,8 @@
-"""The base models that Google's RLHF component names, and whether one can still get them.
+"""The base models and regions of Google's RLHF component, and whether the models are available.
 
-Read on 21 November 2026: names and buckets in the component's source (version 2.22), regions in its
-documentation, the end of PaLM on the page PALM. All of them run in containers of the project
-`vertex-ai-restricted`, so that a project which is not on Google's list can run none.
+Read on 21 November 2026: names, buckets and regions in the component's source (version 2.22), the
+end of PaLM on the page PALM. Training and inference run in containers of the project
+`vertex-ai-restricted`, so that a project which is not on Google's list can tune none of the models.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ PALM = "https://cloud.google.com/vertex-ai/generative-ai/docs/deprecations/palm"
 
 
 class Model(NamedTuple):
-    """A base model that the component names: where it is served, and whether one can still get it.
+    """A base model of the component: the regions that serve it, and whether it is available.
 
     `regions` is empty where the component names none.
     """
@@ -42,6 +42,27 @@ MODELS = {
     "llama-2-13b": Model((), _LLAMA),
     "llama-2-13b-chat": Model((), _LLAMA),
 }
+
+
+# The region that tunes, by `accelerator_type`: eight A100 of 80 GB, or 64 TPU v3.
+TUNING_REGIONS = {"GPU": "us-central1", "TPU": "europe-west4"}
+# Where the other steps may run.
+PIPELINE_REGIONS = (
+    "asia-northeast1",
+    "asia-northeast3",
+    "asia-southeast1",
+    "europe-west1",
+    "europe-west2",
+    "europe-west3",
+    "europe-west4",
+    "europe-west9",
+    "northamerica-northeast1",
+    "us-central1",
+    "us-east4",
+    "us-west1",
+    "us-west4",
+)
+CMEK = ("GPU", "us-central1")  # the only way to encrypt with a key of one's own
 
 
 def model_key(large_model_reference: str) -> str:

@@ -1,4 +1,4 @@
-"""A picture of a compiled pipeline: its steps, and what waits for what."""
+"""A picture of a compiled pipeline: its steps, and the steps that each waits for."""
 
 from kfp.dsl.graph_component import GraphComponent
 
@@ -11,13 +11,13 @@ with needs_extra("course"):
 
 
 def dependencies(pipeline: GraphComponent) -> dict[str, set[str]]:
-    """Step -> the steps whose results it waits for, from the compiled pipeline."""
+    """Map each step of the compiled pipeline to the steps whose results it waits for."""
     tasks = pipeline.pipeline_spec.root.dag.tasks
     return {name: set(task.dependent_tasks) for name, task in tasks.items()}
 
 
 def levels(waits: dict[str, set[str]]) -> dict[str, int]:
-    """Step -> how many steps come before it at least, one after the other."""
+    """Map each step to the length of the longest chain of steps before it."""
     found: dict[str, int] = {}
     while len(found) < len(waits):
         for name, before in waits.items():
@@ -27,7 +27,7 @@ def levels(waits: dict[str, set[str]]) -> dict[str, int]:
 
 
 def draw(pipeline: GraphComponent) -> Axes:
-    """The steps from left to right; an arrow that a longer way implies is left out."""
+    """Draw the steps from left to right, without arrows that a longer path implies."""
     waits = dependencies(pipeline)
     level = levels(waits)
     names: dict[str, str] = {
@@ -48,7 +48,7 @@ def draw(pipeline: GraphComponent) -> Axes:
     }
     for name, (x, y) in place.items():
         for before in waits[name] - _implied(waits, name):
-            far = level[name] - level[before] > 1  # past other boxes
+            far = level[name] - level[before] > 1  # so the arrow passes other boxes
             arrow = {"arrowstyle": "->", "color": GREY, "shrinkA": 0, "shrinkB": 0}
             arrow |= {"patchA": boxes[before].get_bbox_patch()}
             arrow |= {"patchB": boxes[name].get_bbox_patch()}
@@ -60,7 +60,7 @@ def draw(pipeline: GraphComponent) -> Axes:
 
 
 def _implied(waits: dict[str, set[str]], name: str) -> set[str]:
-    """Steps that one of the steps which `name` waits for has waited for already."""
+    """The steps that `name` waits for only through another step that it waits for."""
     behind: set[str] = set()
     for step in waits[name]:
         behind |= waits[step] | _implied(waits, step)

@@ -1,9 +1,9 @@
-"""Runs the portable pipeline on this machine and publishes what it has made into `runs/`.
+"""Runs the portable pipeline on this machine and publishes its models into `runs/`.
 
     runs/<scale>/pipeline/seed<k>/     KFP's own artefacts, its cache, and pipeline.log
-    runs/<scale>/<task>/seed<k>/       sft, reward and ppo, where `Scale.dir` looks; pipeline.json
+    runs/<scale>/<task>/seed<k>/       sft, reward and ppo, as `Scale.dir` names them; pipeline.json
 
-Nothing is published before the last step has succeeded.
+Nothing is published unless every step succeeds.
 """
 
 import io
@@ -44,7 +44,7 @@ class PipelineFailed(Exception):
 
 @dataclass(frozen=True)
 class LocalRun:
-    """What a run has left: the folder that it was published to, its numbers, its seconds."""
+    """The result of a run: the folder that it published to, its metrics and its seconds."""
 
     folder: Path
     metrics: dict[str, float]  # of the evaluation
@@ -52,7 +52,7 @@ class LocalRun:
 
 
 class Progress(io.TextIOBase):
-    """Takes the place of stdout: all goes to a log file; steps and progress bars are shown too."""
+    """Replaces stdout: writes everything to a log file, and shows steps and progress bars."""
 
     STARTS = re.compile(r"Executing task .*?'([\w-]+)'")
     CACHED = re.compile(r"Task ([\w-]+) cache hit")
@@ -65,7 +65,7 @@ class Progress(io.TextIOBase):
         self.seconds: dict[str, float] = {}
 
     def write(self, text: str) -> int:
-        """Keep the text; every line of it that is complete may be shown."""
+        """Write the text to the log, and show its complete lines if they report progress."""
         self.log.write(text)
         *lines, self.line = (self.line + text).split("\n")
         for line in lines:
@@ -73,7 +73,7 @@ class Progress(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Both files."""
+        """Flush the log and the screen."""
         self.log.flush()
         self.shown.flush()
 
@@ -96,7 +96,7 @@ class Progress(io.TextIOBase):
             self._overwrite(f"{self.task} {found[1]}")
 
     def _overwrite(self, text: str, end: str = "") -> None:
-        """Put a text in the place of the line that is shown."""
+        """Replace the line that is shown last."""
         self.shown.write("\r" + " " * self.width + "\r" + text + end)
         self.shown.flush()
         self.width = 0 if end else len(text)
@@ -106,11 +106,11 @@ def run(values: Mapping[str, Any], processes: int = 1, cached: bool = False) -> 
     """Run the portable pipeline here with these parameters, and publish its models.
 
     With several `processes` the training steps share their batches, as they would on that many
-    GPUs. `cached` takes steps whose inputs have not changed from the last run of this scale and
-    seed; KFP compares parameters and paths, not what is in the files. Raises ValueError for bad
-    parameters and DataError for bad data sets, before anything starts; PipelineFailed later.
+    GPUs. `cached` reuses steps of the last run of this scale and seed whose inputs are the same;
+    KFP compares parameters and paths, not the content of files. Raises ValueError for bad
+    parameters and DataError for bad data sets before anything starts, and PipelineFailed later.
     """
-    gpu_type = "nvidia.com/gpu" if processes > 1 else ""  # which means nothing to this runner
+    gpu_type = "nvidia.com/gpu" if processes > 1 else ""  # the local runner ignores it
     pipeline = make_pipeline(gpu_type=gpu_type, gpu_count=processes if processes > 1 else 0)
     given = {name: value for name, value in values.items() if value is not None}
     parameters.check(given, pipeline)
@@ -129,16 +129,16 @@ def run(values: Mapping[str, Any], processes: int = 1, cached: bool = False) -> 
 
 @contextmanager
 def _kfp(root: Path, names: Mapping[str, str]) -> Iterator[Progress]:
-    """KFP set up to run here, with artefacts, cache and log under `root`; stdout is taken over."""
+    """Set KFP up to run here, with artefacts, cache and log under `root`, and replace stdout."""
     root.mkdir(parents=True, exist_ok=True)
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root), enable_caching=True)
     path, logger = root / "pipeline.log", logging.getLogger()
     level = logger.level
     with path.open("w", 1, encoding="utf-8") as log, warnings.catch_warnings():
-        # It says of every step that image, name and GPUs mean nothing here: so it is meant.
+        # KFP warns for every step that it ignores image, name and GPUs, which is intended here.
         warnings.filterwarnings("ignore", module="kfp")
         progress = Progress(log, sys.stdout, names)
-        handler = logging.StreamHandler(progress)  # for what KFP says of its cache
+        handler = logging.StreamHandler(progress)  # KFP logs what it takes from its cache
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         try:
@@ -158,7 +158,7 @@ def _kfp(root: Path, names: Mapping[str, str]) -> Iterator[Progress]:
 def _publish(
     outputs: Mapping[str, Any], scale: Scale, given: Mapping[str, Any], seconds: dict[str, float]
 ) -> LocalRun:
-    """Copy the models to where the lessons look; each stage's `metrics.json` says 'complete'."""
+    """Copy the models to their stages' folders; `metrics.json`, copied last, marks completion."""
     for stage, name in PUBLISHED.items():
         source, folder = Path(outputs[name].path), scale.dir(stage)
         (folder / "metrics.json").unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """The parameters of a pipeline, checked offline against its compiled spec.
 
-Google's component and ours name them alike, so that one dict serves both.
+Google's component and ours use the same names, so that one dict serves both.
 """
 
 import json
@@ -19,7 +19,7 @@ TYPES: dict[str, tuple[str, tuple[type, ...]]] = {
     "NUMBER_DOUBLE": ("a number", (int, float)),
     "BOOLEAN": ("true or false", (bool,)),
 }
-# Lengths: from the component's own documentation (version 2.22). The rest could mean nothing else.
+# Lengths are from the component's documentation (version 2.22), the other limits from the meaning.
 RANGES = {
     "prompt_sequence_length": (1, 8192),
     "target_sequence_length": (1, 1024),
@@ -45,10 +45,10 @@ def type_name(declared: Any) -> str:
 
 
 def check(values: Mapping[str, Any], pipeline: GraphComponent) -> None:
-    """Raise ValueError for the first value that the pipeline would not take.
+    """Raise ValueError for the first value that the pipeline would refuse.
 
-    That is an unknown name, a missing one, a wrong type, a number out of range, or data sets in
-    different buckets. None stands for a parameter that is not given.
+    It refuses unknown and missing names, wrong types, numbers out of range, and data sets in
+    different buckets. None means that a parameter is not given.
     """
     declared = inputs(pipeline)
     for name, value in values.items():
@@ -76,7 +76,7 @@ def _check_value(name: str, value: Any, kind: str) -> None:
 
 
 def check_buckets(values: Mapping[str, Any]) -> None:
-    """Raise ValueError unless all data sets lie in one bucket, or all of them outside buckets."""
+    """Raise ValueError unless all data sets lie in one bucket, or none in any bucket."""
     buckets = {
         name: values[name].removeprefix("gs://").split("/")[0]
         if values[name].startswith("gs://")
@@ -101,7 +101,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def parse(pairs: Iterable[str], pipeline: GraphComponent) -> dict[str, Any]:
-    """Parameters from texts like `kl_coeff=0.1`, each read as the pipeline declares its type."""
+    """Read parameters like `kl_coeff=0.1`, each with the type that the pipeline declares."""
     values: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")

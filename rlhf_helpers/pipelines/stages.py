@@ -1,8 +1,8 @@
-"""What the steps of the portable pipeline do, each in a process or container of its own.
+"""The work of the portable pipeline's steps, each of which runs in its own process or container.
 
-A component of `portable.py` is a few lines that call these functions. An empty text, and 0 for a
-number, mean the scale's own setting. Data sets are local files, or `gs://` addresses, which Vertex
-AI mounts under `/gcs/`. Heavy imports wait in the functions: every step pays for its own.
+The components of `portable.py` call these functions. An empty text or 0 means the scale's own
+setting. Data sets are local files, or `gs://` addresses, which Vertex AI mounts under `/gcs/`.
+Heavy imports stand in the functions, so that each step imports only what it needs.
 """
 
 import json
@@ -29,12 +29,12 @@ from rlhf_helpers.schemas import (
     write_jsonl,
 )
 
-PAIRS_A_STEP = 64  # of Google's reward model
-MAX_NEW_TOKENS = 48  # where neither target_sequence_length nor a config says otherwise
+PAIRS_A_STEP = 64  # in Google's component
+MAX_NEW_TOKENS = 48  # unless target_sequence_length or a config says otherwise
 
 
 def local_path(data_set: str) -> Path | None:
-    """Where a data set can be read: `gs://bucket/…` is mounted as `/gcs/bucket/…`."""
+    """The file of a data set: Vertex AI mounts `gs://bucket/…` as `/gcs/bucket/…`."""
     if not data_set:
         return None
     return Path(data_set.replace("gs://", "/gcs/", 1) if data_set.startswith("gs://") else data_set)
@@ -60,13 +60,13 @@ def stage_config(
     target_sequence_length: int = 0,
     **changes: Any,
 ) -> StageConfig:
-    """A stage's config at this scale, with Google's parameters turned into ours.
+    """A stage's config at this scale, with Google's parameters translated into ours.
 
-    Steps of the reward model are batches of 64 pairs: they become epochs. A step of PPO is a
-    rollout, of 64 responses in both (at `smoke` of fewer).
+    A step of the reward model is a batch of 64 pairs: steps become epochs. A step of PPO is a
+    rollout: of 64 responses in Google's component, of the scale's `batch_size` here.
     """
     changes = {name: value for name, value in changes.items() if value not in (None, "")}
-    if prompt_sequence_length and stage != "ppo":  # whose prompts are not cut
+    if prompt_sequence_length and stage != "ppo":  # PPO does not cut its prompts
         answer = target_sequence_length or MAX_NEW_TOKENS
         changes["max_length"] = prompt_sequence_length + answer
     if target_sequence_length and stage != "sft":
@@ -81,19 +81,36 @@ def stage_config(
 
 
 def _pairs(config: RewardConfig) -> int:
-    """How many pairs an epoch holds; a ranking of K answers counts as the pairs that it implies."""
+    """How many pairs an epoch has; a ranking of K answers counts as the pairs that it implies."""
     records: list[Any] = read_comparisons(config.data)[: config.pairs]
     return sum(len(ranking_to_pairs(r)) if "ranking" in r else 1 for r in records)
 
 
 def launch_command(stage: str, scale: Scale, config: StageConfig, processes: int) -> list[str]:
-    """The command that trains a stage in several processes, one a GPU."""
+    """The command that trains a stage in several processes, one for each GPU."""
     command: list[Any] = [
-        sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu",
-        "--num_processes", processes, "--num_machines", 1, "--mixed_precision", "no",
-        "--dynamo_backend", "no", "-m", "rlhf_helpers", "train", stage,
-        "--scale", scale.name, "--task", scale.task,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "accelerate.commands.accelerate_cli",
+        "launch",
+        "--multi_gpu",
+        "--num_processes",
+        processes,
+        "--num_machines",
+        1,
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "-m",
+        "rlhf_helpers",
+        "train",
+        stage,
+        "--scale",
+        scale.name,
+        "--task",
+        scale.task,
+    ]
     for name, value in asdict(config).items():
         option = name.replace("_", "-")
         if isinstance(value, bool):
@@ -106,10 +123,10 @@ def launch_command(stage: str, scale: Scale, config: StageConfig, processes: int
 def train(
     stage: str, output_dir: str, scale: str, seed: int, processes: int = 1, **parameters: Any
 ) -> dict[str, float]:
-    """Train a stage and leave its model, logs and `metrics.json` in `output_dir`; its metrics.
+    """Train a stage, copy its model, logs and `metrics.json` to `output_dir`, return its metrics.
 
-    It trains in a temporary folder, since a mounted bucket cannot rename the folders of
-    checkpoints, and a run that fails leaves nothing.
+    It trains in a temporary folder: a mounted bucket cannot rename the folders of checkpoints, and
+    a run that fails must not leave half a model in `output_dir`.
     """
     from rlhf_helpers.stages import train_stage
 
@@ -126,9 +143,9 @@ def train(
 
 
 def evaluation_data(scale: Scale, eval_dataset: str) -> tuple[list[Prompt], list[Preference]]:
-    """Prompts, each once, and pairs to evaluate on; no pairs if the data set has prompts alone.
+    """Distinct prompts and pairs to evaluate on; no pairs if the data set has prompts alone.
 
-    Of a data set that is given all of it; else 256 prompts and 500 pairs of the course's.
+    A given data set is used whole; of the course's own, 256 prompts and 500 pairs are used.
     """
     given = local_path(eval_dataset)
     prompts = read_prompts(given or scale.data("prompts", "test"))
@@ -150,16 +167,19 @@ def predict(
     instruction: str = "",
     target_sequence_length: int = 0,
 ) -> dict[str, float]:
-    """Answer the evaluation prompts and write what Vertex AI's bulk inference would write."""
+    """Answer the evaluation prompts, and write the answers as Vertex AI's bulk inference does."""
     from rlhf_helpers import generation
     from rlhf_helpers.models import load_policy, load_tokenizer
 
     records, _ = evaluation_data(Scale(scale, "summarize", seed), eval_dataset)
     prompts = [format_prompt(record["input_text"], instruction) for record in records]
     found = generation.respond(
-        load_policy(model), load_tokenizer(model), prompts, seed=seed,
+        load_policy(model),
+        load_tokenizer(model),
+        prompts,
+        seed=seed,
         max_new_tokens=target_sequence_length or MAX_NEW_TOKENS,
-    )  # fmt: skip
+    )
     pairs = zip(prompts, found.texts, strict=True)
     write_jsonl(
         output_path,
@@ -177,47 +197,63 @@ def evaluate(
     instruction: str = "",
     target_sequence_length: int = 0,
 ) -> dict[str, float]:
-    """Measure the tuned policy and the reward model, and compare the answers of bulk inference.
+    """Measure the tuned policy and the reward model, and compare both models' answers.
 
-    `models` and `predictions` map `tuned`, `untuned` (and `reward`) to their folders and files.
-    `win_rate` is judged by the reward model, `win_rate_gold` by the annotators' true taste where
-    that is known.
+    `models` maps `tuned`, `untuned` and `reward` to folders, `predictions` maps `tuned` and
+    `untuned` to files. The reward model judges `win_rate`. The annotators' true taste, where it is
+    known, judges `win_rate_gold`.
     """
     from rlhf_helpers import evaluation
-    from rlhf_helpers.annotation import judges
-    from rlhf_helpers.little_world.annotators import gold_columns
     from rlhf_helpers.models import load_policy, load_tokenizer
     from rlhf_helpers.reward_model import RewardModel
 
     prompts, pairs = evaluation_data(Scale(scale, "summarize", seed), eval_dataset)
     reward_model = RewardModel.from_pretrained(models["reward"])
     metrics, _ = evaluation.evaluate_policy(
-        load_policy(models["tuned"]), load_tokenizer(models["tuned"]), prompts,
-        reward_model=reward_model, reference=load_policy(models["untuned"]), seed=seed,
-        instruction=instruction, max_new_tokens=target_sequence_length or MAX_NEW_TOKENS,
-    )  # fmt: skip
+        load_policy(models["tuned"]),
+        load_tokenizer(models["tuned"]),
+        prompts,
+        reward_model=reward_model,
+        reference=load_policy(models["untuned"]),
+        seed=seed,
+        instruction=instruction,
+        max_new_tokens=target_sequence_length or MAX_NEW_TOKENS,
+    )
     if pairs:
         found, _ = evaluation.evaluate_reward_model(reward_model, pairs, instruction)
         metrics |= found
     table = evaluation.side_by_side(predictions["tuned"], predictions["untuned"])
-    columns = [table[name].tolist() for name in ("prompt", "untuned", "tuned")]
+    answers = [table[name].tolist() for name in ("prompt", "untuned", "tuned")]
+    return metrics | _compare(*answers, reward_model, gold_known="gold" in metrics)
+
+
+def _compare(
+    prompts: list[str], untuned: list[str], tuned: list[str], reward_model: Any, gold_known: bool
+) -> dict[str, float]:
+    """Win rates of the tuned model's answers, and the gain in gold where gold is known."""
+    from rlhf_helpers import evaluation
+    from rlhf_helpers.annotation import judges
+    from rlhf_helpers.little_world.annotators import gold_columns
+
     asked = {"win_rate": judges.reward_judge(reward_model)}
-    asked |= {"win_rate_gold": judges.gold_judge(gold_columns)} if "gold" in metrics else {}
-    for name, judge in asked.items():  # neither minds which answer it sees first
-        better = [round(share, 6) for share in judge(*columns)]  # rounding must not decide a tie
+    asked |= {"win_rate_gold": judges.gold_judge(gold_columns)} if gold_known else {}
+    metrics: dict[str, float] = {}
+    for name, judge in asked.items():  # neither depends on the order of the answers
+        better = judge(prompts, untuned, tuned)
+        better = [round(share, 6) for share in better]  # rounding must not decide a tie
         won = evaluation.win_rate(better, [1 - share for share in better])
         metrics |= {name: won.rate, f"{name}_low": won.low, f"{name}_high": won.high}
-    if "gold" in metrics:
-        untuned = gold_columns(*columns[:2])["gold"]
-        metrics["gold_untuned"] = sum(untuned) / len(untuned)
-        metrics["gold_gain"] = metrics["gold"] - metrics["gold_untuned"]
+    if gold_known:
+        golds = (gold_columns(prompts, answers)["gold"] for answers in (untuned, tuned))
+        before, after = (sum(gold) / len(gold) for gold in golds)
+        metrics |= {"gold_untuned": before, "gold_gain": after - before}
     return metrics
 
 
 def log(artefact: Any, metrics: dict[str, float]) -> None:
-    """Log metrics for KFP's and Vertex AI's tables, and as JSON where the artefact says.
+    """Log metrics for the tables of KFP and Vertex AI, and write them to the artefact's file.
 
-    KFP's local cache takes an artefact without a file for lost, and runs its step again.
+    Without that file KFP's local cache considers the artefact lost, and runs its step again.
     """
     for name, value in metrics.items():
         artefact.log_metric(name, value)

@@ -1,4 +1,4 @@
-"""Sends a pipeline to Vertex AI, as whoever has called `gcloud auth application-default login`."""
+"""Sends a pipeline to Vertex AI with the application default credentials."""
 
 import tempfile
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from rlhf_helpers.pipelines import parameters
 
 
 def setup_for(values: Mapping[str, Any]) -> Setup:
-    """Where to run: the parameters `project` and `location`, else the environment's."""
+    """Where to run: the parameters `project` and `location`, or the environment's where absent."""
     given = {"project": values.get("project"), "region": values.get("location")}
     return Setup(**{name: value for name, value in given.items() if value})
 
@@ -29,12 +29,12 @@ def submit(
     pipeline_root: str = "",
     dry_run: bool = False,
 ) -> dict[str, Any]:
-    """Ask Vertex AI to run a pipeline; returns the request, as JSON, or with `dry_run` only that.
+    """Ask Vertex AI to run a pipeline; returns the request as JSON. `dry_run` sends nothing.
 
-    It runs as the course's service account, and its artefacts go below `pipeline_root`, a gs://
+    The job runs as the course's service account. Its artefacts go below `pipeline_root`, a gs://
     address, by default in the course's bucket. A dry run needs no account and opens no connection.
-    Raises ValueError for bad parameters, CloudError where the request is refused or nobody is
-    logged in.
+    Raises ValueError for bad parameters, and CloudError if there are no credentials or Vertex AI
+    refuses the request.
     """
     given = {name: value for name, value in values.items() if value is not None}
     parameters.check(given, pipeline)
@@ -54,9 +54,11 @@ def submit(
         if not dry_run:
             job.submit(service_account=setup.service_account)
     except google.auth.exceptions.DefaultCredentialsError:
-        raise CloudError("Nobody is logged in: gcloud auth application-default login") from None
+        raise CloudError(
+            "No application default credentials: run gcloud auth application-default login"
+        ) from None
     except GoogleAPICallError as error:
-        raise CloudError(f"Vertex AI has refused the job: {error.message}") from error
+        raise CloudError(f"Vertex AI refused the job: {error.message}") from error
     return request
 
 
@@ -67,7 +69,7 @@ def _job(
     root: str,
     credentials: AnonymousCredentials | None,
 ) -> aiplatform.PipelineJob:
-    """The job, not yet sent; without credentials, google-auth's application default ones."""
+    """The job, not yet sent; `credentials` None means the application default ones."""
     with tempfile.TemporaryDirectory() as folder:
         template = Path(folder) / "pipeline.json"
         compiler.Compiler().compile(pipeline, str(template))

@@ -1,11 +1,10 @@
 """Google's RLHF pipeline: its parameters, its steps, its models; and the YAML that Vertex AI runs.
 
-Everything here works offline. What Google says of its component is taken from the component
-itself (google-cloud-pipeline-components 2.22), by calling its own checks.
+Everything here works offline. Names, types and defaults are read from the compiled component
+(google-cloud-pipeline-components 2.22); `google_models` holds what its source says of regions.
 """
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -13,13 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_helpers.pipelines import parameters
-from rlhf_helpers.pipelines.google_models import MODELS, model_key
+from rlhf_helpers.pipelines.google_models import (
+    CMEK,
+    MODELS,
+    PIPELINE_REGIONS,
+    TUNING_REGIONS,
+    model_key,
+)
 
 
 def training_steps(dataset_size: int, epochs: int, batch_size: int = 64) -> int:
-    """Steps of the reward model (pairs) or of reinforcement learning (prompts) for whole epochs.
+    """Training steps for a number of epochs over pairs (reward model) or prompts (PPO).
 
-    An epoch ends with a batch that may be smaller: ceil(size / batch) steps.
+    The last batch of an epoch may be smaller: an epoch has ceil(size / batch) steps.
     """
     for name, value in locals().items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -29,7 +34,7 @@ def training_steps(dataset_size: int, epochs: int, batch_size: int = 64) -> int:
 
 @cache
 def pipeline() -> Any:
-    """The component, compiled in memory."""
+    """Google's component, compiled in memory."""
     from google_cloud_pipeline_components.preview.llm import rlhf_pipeline
 
     return rlhf_pipeline
@@ -46,9 +51,9 @@ def compile_pipeline(path: str | Path) -> Path:
 
 @dataclass(kw_only=True)
 class RLHFParameters:
-    """All parameters of the component; making one checks them. None leaves it to the component.
+    """All parameters of the component, checked when they are made; None means its default.
 
-    Raises ValueError for a value that the pipeline would refuse, hours later or at once.
+    Raises ValueError for a value that the pipeline would refuse, possibly hours later.
     """
 
     prompt_dataset: str  # gs://…, prompts, JSONL
@@ -82,38 +87,36 @@ class RLHFParameters:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "RLHFParameters":
-        """Parameters from a plain dict, as a file or a request holds them."""
+        """Make parameters from a plain dict, such as one read from a file."""
         parameters.check(values, pipeline())
         return cls(**values)
 
     def values(self) -> dict[str, Any]:
-        """What the pipeline is given: all but what is None."""
+        """The parameters to pass to the pipeline: all that are not None."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def _check_served(given: RLHFParameters) -> None:
-    """Raise ValueError unless the model can be tuned where these parameters lead."""
-    from google_cloud_pipeline_components._implementation.llm import function_based as google
-    from google_cloud_pipeline_components._implementation.llm.validate_pipeline import (
-        validate_pipeline,
-    )
-
+    """Raise ValueError unless the pipeline and its model run where these parameters lead."""
     name, location = given.large_model_reference, given.location
     if model_key(name) not in MODELS:
         raise ValueError(f"large_model_reference is {name!r}: choose one of {', '.join(MODELS)}")
-    # The component's own functions: what they refuse here they would refuse in the cloud.
-    machine = google.resolve_machine_spec.python_func(accelerator_type=given.accelerator_type)
-    tuned_in = machine.tuning_location
-    try:
-        validate_pipeline.python_func(
-            location=location or tuned_in,
-            accelerator_type=given.accelerator_type,
-            encryption_spec_key_name=given.encryption_spec_key_name,
+    if given.accelerator_type not in TUNING_REGIONS:
+        raise ValueError(
+            f"accelerator_type is {given.accelerator_type!r}: choose one of "
+            f"{', '.join(TUNING_REGIONS)}"
         )
-    except ValueError as error:
-        # It lists regions in the order of a set, which is another one in every process.
-        reason = re.sub(r"{(.*)}", lambda s: ", ".join(sorted(s[1].split(", "))), str(error))
-        raise ValueError(f"location is {location!r}: {reason}") from None
+    tuned_in = TUNING_REGIONS[given.accelerator_type]
+    runs_in = location or tuned_in
+    if runs_in not in PIPELINE_REGIONS:
+        raise ValueError(
+            f"location is {location!r}: the pipeline runs in {', '.join(PIPELINE_REGIONS)} only"
+        )
+    if given.encryption_spec_key_name and (given.accelerator_type, runs_in) != CMEK:
+        raise ValueError(
+            "encryption_spec_key_name is set: Google encrypts with your key on "
+            f"{' in '.join(CMEK)} only. Leave it out, or set accelerator_type and location so"
+        )
     regions = MODELS[model_key(name)].regions
     for field, place in (("location", location), ("accelerator_type", tuned_in)):
         if regions and place and place not in regions:

@@ -74,7 +74,7 @@ def test_without_credentials_one_is_told_how_to_log_in(monkeypatch, tmp_path, ca
     monkeypatch.setenv("NO_GCE_CHECK", "true")
     assert main(["pipeline", "submit", "--image", IMAGE, "project=my-project"]) == 1
     assert capsys.readouterr().err == (
-        "error: Nobody is logged in: gcloud auth application-default login\n"
+        "error: No application default credentials: run gcloud auth application-default login\n"
     )
 
 

@@ -6,10 +6,11 @@ import pytest
 import yaml
 from google.protobuf.json_format import ParseDict
 from google_cloud_pipeline_components._implementation.llm import function_based as google
+from google_cloud_pipeline_components._implementation.llm import validate_pipeline
 from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
 
 from rlhf_helpers.commands.main import main
-from rlhf_helpers.pipelines import parameters, vertex_rlhf
+from rlhf_helpers.pipelines import google_models, parameters, vertex_rlhf
 from rlhf_helpers.pipelines.google_models import MODELS
 from rlhf_helpers.pipelines.vertex_rlhf import RLHFParameters, training_steps
 
@@ -90,8 +91,8 @@ def test_good_parameters_are_passed_on_without_what_is_not_given():
         ),
         ({"large_model_reference": "gpt-2"}, "choose one of text-bison@001"),
         ({"large_model_reference": "palm-tiny"}, "choose one of"),
-        ({"location": "us-east1"}, "location is 'us-east1': Unsupported pipeline region"),
-        ({"accelerator_type": "CPU"}, "Unsupported accelerator_type CPU"),
+        ({"location": "us-east1"}, "location is 'us-east1': the pipeline runs in asia-northeast1"),
+        ({"accelerator_type": "CPU"}, "accelerator_type is 'CPU': choose one of GPU, TPU"),
         (
             {"large_model_reference": "t5-xl"},
             "accelerator_type is 'GPU', which means us-central1; t5-xl is served in europe-west4",
@@ -128,6 +129,32 @@ def test_our_table_of_models_is_the_component_s_own():
         assert name in described and set(MODELS[name].regions) <= set(
             re.findall(r"[a-z]+-[a-z]+\d", described)
         )
+
+
+def test_our_regions_are_those_that_the_component_accepts():
+    for accelerator, region in google_models.TUNING_REGIONS.items():
+        machine = google.resolve_machine_spec.python_func(accelerator_type=accelerator)
+        assert machine.tuning_location == region
+    with pytest.raises(ValueError, match="Must be one of") as refusal:
+        validate_pipeline.validate_pipeline.python_func(location="nowhere")
+    regions = re.findall(r"'([^']+)'", str(refusal.value))
+    assert sorted(google_models.PIPELINE_REGIONS) == sorted(regions)
+    for accelerator in google_models.TUNING_REGIONS:
+        for region in google_models.PIPELINE_REGIONS:
+            key = {"location": region, "encryption_spec_key_name": "projects/p/key"}
+            given = GOOD | key | {"accelerator_type": accelerator}
+            assert accepted(RLHFParameters.from_dict, given) == accepted(
+                lambda values: validate_pipeline.validate_pipeline.python_func(**values),
+                key | {"accelerator_type": accelerator},
+            )
+
+
+def accepted(check, values) -> bool:
+    try:
+        check(values)
+    except ValueError:
+        return False
+    return True
 
 
 def test_the_command_writes_yaml_or_says_why_not(tmp_path, capsys):
