@@ -7,12 +7,9 @@ not trained again. Takes about three minutes a seed on two cores, and prints the
 `benchmarks/alignment_tax.md` keeps: 512 test prompts, 500 held-out pretraining documents.
 """
 
-import argparse
-import math
 from pathlib import Path
 
-import pandas as pd
-from scipy import stats
+from chain import main
 
 from rlhf_helpers import models, ppo, reward_model, schemas
 from rlhf_helpers.evaluation import evaluate_policy, perplexity
@@ -26,6 +23,7 @@ KEYS = ("reward", "gold", "kl", "perplexity")
 def measure(seed: int) -> dict[str, float]:
     """The numbers of both runs of one seed."""
     scale, row = Scale("tiny"), {}
+    train_missing(scale, "sft", "reward")
     for name, ptx_coef in (("PPO", 0.0), ("PPO-ptx", PTX_COEF)):
         folder = scale.dir(f"{name}-{seed}")
         config = scale.config("ppo", seed=seed, ptx_coef=ptx_coef, output_dir=folder)
@@ -39,28 +37,17 @@ def evaluate(scale: Scale, folder: Path, seed: int) -> dict[str, float]:
     """Reward, gold and KL of sampled answers, and the perplexity of held-out documents."""
     policy, tokenizer = models.load_policy(folder), models.load_tokenizer(folder)
     metrics, _ = evaluate_policy(
-        policy, tokenizer, schemas.read_prompts(scale.data("prompts", "test")), seed=seed,
+        policy,
+        tokenizer,
+        schemas.read_prompts(scale.data("prompts", "test")),
+        seed=seed,
         reward_model=reward_model.RewardModel.from_pretrained(scale.dir("reward")),
         reference=models.load_policy(scale.dir("sft")),
-    )  # fmt: skip
+    )
     texts = [record["text"] for record in schemas.read_texts(scale.data("pretraining", "test"))]
     metrics["perplexity"] = perplexity(policy, tokenizer, texts)
     return {key: metrics[key] for key in KEYS}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    seeds = parser.parse_args().seeds
-    train_missing(Scale("tiny"), "sft", "reward")
-    table = pd.DataFrame({f"seed {seed}": measure(seed) for seed in seeds})
-    mean, spread = table.mean(axis=1), table.std(axis=1)
-    table["mean"] = mean
-    table["± 95%"] = stats.t.ppf(0.975, len(seeds) - 1) * spread / math.sqrt(len(seeds))
-    text = table.round(3).to_markdown() + "\n"
-    print(text)
-    Path(__file__).with_suffix(".md").write_text(text, encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    main(measure, __file__, __doc__)

@@ -37,8 +37,13 @@ def measure_seed(seed: int) -> pd.DataFrame:
     """A row a method; see `compare_methods`."""
     run = Scale("tiny", seed=seed)
     train_missing(run, "sft", "reward", "ppo", "dpo", "rest", "rlaif")
-    folders = {"SFT on best of 4": "rest/best_of_4", "PPO": "ppo", "DPO": "dpo",
-               "ReST": "rest", "RLAIF": "rlaif"}  # fmt: skip
+    folders = {
+        "SFT on best of 4": "rest/best_of_4",
+        "PPO": "ppo",
+        "DPO": "dpo",
+        "ReST": "rest",
+        "RLAIF": "rlaif",
+    }
     if not (run.dir("rest/best_of_4") / "metrics.json").exists():
         tune_on_best_of_4(run)
     policies = {"base model": run.base_model, "SFT": run.dir("sft")}
@@ -60,8 +65,13 @@ def main() -> None:
     by_method = tables.groupby("method", sort=False)
     mean = by_method.mean()
     margin = stats.t.ppf(0.975, len(seeds) - 1) * by_method.std() / math.sqrt(len(seeds))
-    columns = {"gold": "gold", "gain": "gain over SFT", "win_rate": "win rate", "kl": "KL (nats)",
-               "words": "words"}  # fmt: skip
+    columns = {
+        "gold": "gold",
+        "gain": "gain over SFT",
+        "win_rate": "win rate",
+        "kl": "KL (nats)",
+        "words": "words",
+    }
     shown = pd.DataFrame(
         {
             title: mean[name].map("{:.2f}".format) + " ± " + margin[name].map("{:.2f}".format)

@@ -64,9 +64,14 @@ def evaluate(scale: Scale, stage: str, scorer: reward_model.RewardModel, tempera
     tokenizer = models.load_tokenizer(scale.dir(stage))
     reference = models.load_policy(scale.dir("sft"))
     return evaluate_policy(
-        policy, tokenizer, prompts, reward_model=scorer, reference=reference,
-        temperature=temperature, seed=scale.seed,
-    )  # fmt: skip
+        policy,
+        tokenizer,
+        prompts,
+        reward_model=scorer,
+        reference=reference,
+        temperature=temperature,
+        seed=scale.seed,
+    )
 
 
 def main(measure: Callable[[int], dict[str, float]], script: str, doc: str) -> None:

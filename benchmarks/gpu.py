@@ -81,20 +81,33 @@ def run_trl(case: str, folder: Path, size: Size, allowance: float) -> list[Row]:
     records = read_demonstrations(config.data)
     rows = [sft.encode_demonstration(record, tokenizer, config) for record in records]
     arguments = TRLConfig(
-        output_dir=str(folder / "trl"), num_train_epochs=config.epochs, packing=True,
-        per_device_train_batch_size=config.batch_size, max_length=config.max_length,
-        bf16=on_gpu() and dtype == torch.bfloat16, fp16=on_gpu() and dtype == torch.float16,
-        use_cpu=not on_gpu(), report_to="none", disable_tqdm=True,
-    )  # fmt: skip
+        output_dir=str(folder / "trl"),
+        num_train_epochs=config.epochs,
+        packing=True,
+        per_device_train_batch_size=config.batch_size,
+        max_length=config.max_length,
+        bf16=on_gpu() and dtype == torch.bfloat16,
+        fp16=on_gpu() and dtype == torch.float16,
+        use_cpu=not on_gpu(),
+        report_to="none",
+        disable_tqdm=True,
+    )
     adapter = LoraConfig(
-        r=config.lora_rank, lora_alpha=2 * config.lora_rank, lora_dropout=config.lora_dropout,
-        target_modules="all-linear", task_type="CAUSAL_LM",
-    )  # fmt: skip
+        r=config.lora_rank,
+        lora_alpha=2 * config.lora_rank,
+        lora_dropout=config.lora_dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
     model = AutoModelForCausalLM.from_pretrained(config.model, **loading_options(4))
     SFTTrainer(
-        model, arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
-        peft_config=adapter, callbacks=[clock],
-    ).train()  # fmt: skip
+        model,
+        arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=adapter,
+        callbacks=[clock],
+    ).train()
     return [clock.row(case, dtype)]
 
 
@@ -102,9 +115,13 @@ def run_reward(case: str, folder: Path, size: Size, allowance: float) -> list[Ro
     """Training on pairs; the calibration after it, on two samples, is not timed."""
     settings = FULL["reward"] | size.reward_stage | {"calibration_prompts": 2}
     config = RewardConfig(
-        model=folder / "reward", sft_model=folder / "policy", data=folder / "preferences.jsonl",
-        prompts=folder / "demonstrations.jsonl", output_dir=folder / "reward_run", **settings,
-    )  # fmt: skip
+        model=folder / "reward",
+        sft_model=folder / "policy",
+        data=folder / "preferences.jsonl",
+        prompts=folder / "demonstrations.jsonl",
+        output_dir=folder / "reward_run",
+        **settings,
+    )
     clock = Clock(allowance)
     trainer = partial(reward_model.PairTrainer, callbacks=[clock])
     with mock.patch.object(reward_model.run, "PairTrainer", trainer):
@@ -118,9 +135,12 @@ def run_ppo(
     """The median step of PPO, in its three phases; the first one, on short responses, warms up."""
     started = now()
     config = PPORunConfig(
-        model=folder / "policy", reward_model=folder / "reward", output_dir=folder, data=folder,
+        model=folder / "policy",
+        reward_model=folder / "reward",
+        output_dir=folder,
+        data=folder,
         **FULL["ppo"] | size.ppo | {"bits": bits, "critic": critic},
-    )  # fmt: skip
+    )
     policy = add_lora(load_policy(config.model, bits), config.lora_rank)
     judge = reward_model.RewardModel.from_pretrained(config.reward_model)
     trainer = PPOTrainer(policy, load_tokenizer(config.model), config)
@@ -159,8 +179,11 @@ def ppo_step(
     )
     forward += model_flops(trainer.policy, read, new, False)  # the reference's
     judged = model_flops(judge.model, read, len(batch), False)
-    found = ((new, "new tokens", forward), (len(batch), "texts", judged),
-             (len(batch), "responses", config.ppo_epochs * update))  # fmt: skip
+    found = (
+        (new, "new tokens", forward),
+        (len(batch), "texts", judged),
+        (len(batch), "responses", config.ppo_epochs * update),
+    )
     return [
         row._replace(count=count, unit=unit, flops=flops)
         for row, (count, unit, flops) in zip(rows, found, strict=True)

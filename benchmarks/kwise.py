@@ -56,7 +56,7 @@ def steps(way: str, folder: Path) -> Iterator[float]:
     tokenizer = reward_model.append_eos(load_tokenizer(config.model), config.max_length)
     encode = reward_model.encode_pairs if way == "pairs" else reward_model.encode_rankings
     rows = encode(schemas.read_comparisons(config.data), tokenizer)
-    trainer = reward_model._trainer(config, rows, tokenizer)
+    trainer = reward_trainer(config, rows, tokenizer)
     if way == "whole":
         trainer.shares_prompts = False
     trainer.create_optimizer()
@@ -90,9 +90,12 @@ def measure_memory(way: str, folder: Path) -> float:
 def measure_apart(way: str) -> float:
     """`measure_memory` in a process of its own, which multiplies matrices as this one does."""
     done = subprocess.run(
-        [sys.executable, __file__, "--memory", way], stdout=subprocess.PIPE, text=True, check=True,
+        [sys.executable, __file__, "--memory", way],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
         env={**os.environ, "RLHF_MATMUL_PRECISION": matmul_precision()},
-    )  # fmt: skip
+    )
     return float(done.stdout.splitlines()[-1])
 
 

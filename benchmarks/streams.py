@@ -97,8 +97,11 @@ def measure_apart(data: Path, kind: str) -> list[float]:
     """`measure` in a process of its own."""
     done = subprocess.run(
         [sys.executable, __file__, "--measure", str(data), kind],
-        stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
     return [float(number) for number in done.stdout.split()]
 
 

@@ -35,23 +35,58 @@ class Size(NamedTuple):
 SIZES = {
     "full": Size(
         # facebook/opt-1.3b and microsoft/deberta-v3-base
-        {"vocab_size": 50_272, "hidden_size": 2048, "word_embed_proj_dim": 2048, "ffn_dim": 8192,
-         "num_hidden_layers": 24, "num_attention_heads": 32, "max_position_embeddings": 2048},
-        {"vocab_size": 128_100, "hidden_size": 768, "pooler_hidden_size": 768,
-         "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-         "max_position_embeddings": 512, "position_buckets": 256},
-        (100, 400), (50, 350), {}, {}, {},
+        {
+            "vocab_size": 50_272,
+            "hidden_size": 2048,
+            "word_embed_proj_dim": 2048,
+            "ffn_dim": 8192,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 32,
+            "max_position_embeddings": 2048,
+        },
+        {
+            "vocab_size": 128_100,
+            "hidden_size": 768,
+            "pooler_hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "max_position_embeddings": 512,
+            "position_buckets": 256,
+        },
+        (100, 400),
+        (50, 350),
+        {},
+        {},
+        {},
     ),
     "tiny": Size(
-        {"vocab_size": 512, "hidden_size": 64, "word_embed_proj_dim": 64, "ffn_dim": 256,
-         "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 128},
-        {"vocab_size": 512, "hidden_size": 64, "pooler_hidden_size": 64,
-         "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "max_position_embeddings": 128, "position_buckets": 16},
-        (5, 20), (5, 15), {"max_length": 64}, {"max_length": 64, "max_new_tokens": 4},
+        {
+            "vocab_size": 512,
+            "hidden_size": 64,
+            "word_embed_proj_dim": 64,
+            "ffn_dim": 256,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 128,
+        },
+        {
+            "vocab_size": 512,
+            "hidden_size": 64,
+            "pooler_hidden_size": 64,
+            "intermediate_size": 256,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 128,
+            "position_buckets": 16,
+        },
+        (5, 20),
+        (5, 15),
+        {"max_length": 64},
+        {"max_length": 64, "max_new_tokens": 4},
         {"batch_size": 4, "min_new_tokens": 4, "max_new_tokens": 8, "max_prompt_length": 32},
     ),
-}  # fmt: skip
+}
 
 
 def policy_shape(size: Size) -> OPTConfig:
@@ -62,10 +97,18 @@ def policy_shape(size: Size) -> OPTConfig:
 
 def reward_shape(size: Size) -> DebertaV2Config:
     return DebertaV2Config(
-        **size.reward, relative_attention=True, share_att_key=True, norm_rel_ebd="layer_norm",
-        pos_att_type=["p2c", "c2p"], position_biased_input=False, max_relative_positions=-1,
-        type_vocab_size=0, layer_norm_eps=1e-7, pad_token_id=1, num_labels=1,
-    )  # fmt: skip
+        **size.reward,
+        relative_attention=True,
+        share_att_key=True,
+        norm_rel_ebd="layer_norm",
+        pos_att_type=["p2c", "c2p"],
+        position_biased_input=False,
+        max_relative_positions=-1,
+        type_vocab_size=0,
+        layer_norm_eps=1e-7,
+        pad_token_id=1,
+        num_labels=1,
+    )
 
 
 def write_models(folder: Path, size: Size) -> None:
@@ -82,9 +125,13 @@ def write_models(folder: Path, size: Size) -> None:
         words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
         words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=words, unk_token="<unk>", pad_token="<pad>", eos_token="</s>",
-            model_max_length=shape.max_position_embeddings, truncation_side="left",
-        )  # fmt: skip
+            tokenizer_object=words,
+            unk_token="<unk>",
+            pad_token="<pad>",
+            eos_token="</s>",
+            model_max_length=shape.max_position_embeddings,
+            truncation_side="left",
+        )
         tokenizer.save_pretrained(folder / name)
 
 
@@ -110,8 +157,12 @@ def write_data(folder: Path, size: Size, steps: int) -> None:
     ]
     write_jsonl(folder / "demonstrations.jsonl", rows)
     pairs = [
-        {"input_text": next(prompts), "candidate_0": next(first), "candidate_1": next(second),
-         "choice": 0}
+        {
+            "input_text": next(prompts),
+            "candidate_0": next(first),
+            "candidate_1": next(second),
+            "choice": 0,
+        }
         for _ in range(steps * FULL["reward"]["batch_size"])
-    ]  # fmt: skip
+    ]
     write_jsonl(folder / "preferences.jsonl", pairs)

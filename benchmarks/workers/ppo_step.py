@@ -70,13 +70,22 @@ def ours(options: dict) -> None:
 
     folder, length, samples = options["folder"], options["length"], options["samples"]
     config = PPOConfig(
-        steps=10**6, warmup_steps=0, batch_size=options["batch"], mini_batch_size=MINI_BATCH,
-        ppo_epochs=EPOCHS, learning_rate=options["lr"], value_learning_rate=options["lr"],
-        samples_per_prompt=samples, kl_coef=options["kl_coef"], seed=options["seed"],
-        min_new_tokens=0 if options["variable"] else length, max_new_tokens=length,
-        missing_eos_penalty=0.0, value_head_std=options["value_head_std"],
+        steps=10**6,
+        warmup_steps=0,
+        batch_size=options["batch"],
+        mini_batch_size=MINI_BATCH,
+        ppo_epochs=EPOCHS,
+        learning_rate=options["lr"],
+        value_learning_rate=options["lr"],
+        samples_per_prompt=samples,
+        kl_coef=options["kl_coef"],
+        seed=options["seed"],
+        min_new_tokens=0 if options["variable"] else length,
+        max_new_tokens=length,
+        missing_eos_penalty=0.0,
+        value_head_std=options["value_head_std"],
         vf_coef=options["vf_coef"],
-    )  # fmt: skip
+    )
     assert attention() == ("eager" if options["precision"] == "medium" else "sdpa")
     scorer = RewardModel.from_pretrained(folder / "reward")
     trainer = PPOTrainer(load_policy(folder / "policy"), load_tokenizer(folder / "policy"), config)
@@ -89,9 +98,12 @@ def ours(options: dict) -> None:
             scores = [rule(text[options["prompt"] :]) for text in rollout.texts]
         stats = trainer.step(rollout, scores)
         notes.update(
-            score=stats["reward_mean"], kl=stats["kl"], length=stats["response_length"],
-            rollout=stats["seconds_rollout"], update=stats["seconds_update"],
-        )  # fmt: skip
+            score=stats["reward_mean"],
+            kl=stats["kl"],
+            length=stats["response_length"],
+            rollout=stats["seconds_rollout"],
+            update=stats["seconds_update"],
+        )
 
 
 def count_operations(trainer: Any, scorer: Any, prompts: list[str], options: dict) -> None:
@@ -154,14 +166,21 @@ def newer(options: dict) -> None:
         for _ in range(2)
     )
     config = PPOConfig(
-        output_dir=str(folder / "newer"), bf16=False, use_cpu=True, report_to="none",
-        save_strategy="no", num_sample_generations=0, per_device_train_batch_size=batch,
-        gradient_accumulation_steps=1, num_mini_batches=batch // MINI_BATCH,
-        num_ppo_epochs=EPOCHS, response_length=options["length"], temperature=1.0,
-        stop_token="eos" if options["variable"] else None, total_episodes=10**6 * batch,
-        learning_rate=options["lr"], kl_coef=options["kl_coef"], seed=options["seed"],
-        logging_strategy="no", disable_tqdm=True, local_rollout_forward_batch_size=batch,
-    )  # fmt: skip
+        output_dir=str(folder / "newer"),
+        **QUIET,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=1,
+        num_mini_batches=batch // MINI_BATCH,
+        num_ppo_epochs=EPOCHS,
+        response_length=options["length"],
+        temperature=1.0,
+        stop_token="eos" if options["variable"] else None,
+        total_episodes=10**6 * batch,
+        learning_rate=options["lr"],
+        kl_coef=options["kl_coef"],
+        seed=options["seed"],
+        local_rollout_forward_batch_size=batch,
+    )
     batches = [{"input_ids": ids} for ids in prompt_ids(options)]
     rows = Dataset.from_list([{"input_ids": row} for row in batches[0]["input_ids"].tolist()])
     trainer = PPOTrainer(config, tokenizer, policy, reference, reward, rows, value)
@@ -184,15 +203,23 @@ def older(options: dict) -> None:
         folder / "reward", dtype=torch.float32
     ).eval()
     config = PPOConfig(
-        batch_size=batch, mini_batch_size=MINI_BATCH, ppo_epochs=EPOCHS, seed=options["seed"],
-        learning_rate=options["lr"], init_kl_coef=options["kl_coef"], adap_kl_ctrl=False,
-    )  # fmt: skip
+        batch_size=batch,
+        mini_batch_size=MINI_BATCH,
+        ppo_epochs=EPOCHS,
+        seed=options["seed"],
+        learning_rate=options["lr"],
+        init_kl_coef=options["kl_coef"],
+        adap_kl_ctrl=False,
+    )
     trainer = PPOTrainer(config, policy, reference, tokenizer)
     how = {
-        "max_new_tokens": options["length"], "do_sample": True, "top_k": 0, "top_p": 1.0,
+        "max_new_tokens": options["length"],
+        "do_sample": True,
+        "top_k": 0,
+        "top_p": 1.0,
         "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": tokenizer.eos_token_id if options["variable"] else None,
-    }  # fmt: skip
+    }
     for ids in turns(prompt_ids(options)):
         queries = list(ids)
         responses = trainer.generate(queries, return_prompt=False, batch_size=batch, **how)
@@ -204,10 +231,8 @@ def older(options: dict) -> None:
             scores = torch.tensor([rule(text(response)) for response in responses])
         stats = trainer.step(queries, responses, list(scores))
         lengths = [len(response) for response in responses]
-        notes.update(
-            score=scores.mean().item(), kl=float(stats["objective/kl"]),
-            length=sum(lengths) / batch,
-        )  # fmt: skip
+        kl, length = float(stats["objective/kl"]), sum(lengths) / batch
+        notes.update(score=scores.mean().item(), kl=kl, length=length)
 
 
 if __name__ == "__main__":

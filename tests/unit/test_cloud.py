@@ -339,24 +339,30 @@ def test_clean_up_undeploys_the_billed_endpoint_before_it_deletes():
     name = f"{VERTEX}/endpoints/7"
     deployed = {"id": "9", "model": f"{VERTEX}/models/3", "displayName": "rlhf-course"}
     endpoint = {"name": name, "displayName": "rlhf-course", "deployedModels": [deployed]}
-    google = FakeGoogle({
-        f"GET /v1/{VERTEX}/endpoints[?].*rlhf-course": (200, {"endpoints": [endpoint]}),
-        f"GET /v1/{name}": (200, endpoint | {"trafficSplit": {"9": 100}}),
-        f"GET /v1/{VERTEX}/models[?].*rlhf-course": (
-            200, {"models": [{"name": f"{VERTEX}/models/3"}]}
-        ),
-        f"GET /v1/{VERTEX}/tensorboards[?].*rlhf-course": (
-            200, {"tensorboards": [{"name": f"{VERTEX}/tensorboards/5"}]}
-        ),
-        "POST .*:undeployModel": done("cloud.aiplatform.v1.UndeployModelResponse"),
-        "DELETE ": done("protobuf.Empty"),
-        "GET .*us-central1/": (200, {}),
-    })  # fmt: skip
+    google = FakeGoogle(
+        {
+            f"GET /v1/{VERTEX}/endpoints[?].*rlhf-course": (200, {"endpoints": [endpoint]}),
+            f"GET /v1/{name}": (200, endpoint | {"trafficSplit": {"9": 100}}),
+            f"GET /v1/{VERTEX}/models[?].*rlhf-course": (
+                200,
+                {"models": [{"name": f"{VERTEX}/models/3"}]},
+            ),
+            f"GET /v1/{VERTEX}/tensorboards[?].*rlhf-course": (
+                200,
+                {"tensorboards": [{"name": f"{VERTEX}/tensorboards/5"}]},
+            ),
+            "POST .*:undeployModel": done("cloud.aiplatform.v1.UndeployModelResponse"),
+            "DELETE ": done("protobuf.Empty"),
+            "GET .*us-central1/": (200, {}),
+        }
+    )
     with serving(google.handler()) as address:
         aiplatform.init(
-            project="my-project", api_endpoint=address, api_transport="rest",
+            project="my-project",
+            api_endpoint=address,
+            api_transport="rest",
             credentials=AnonymousCredentials(),
-        )  # fmt: skip
+        )
         seen = cloud.clean_up_vertex(SETUP)
         assert list(seen["kind"]) == ["endpoint", "model", "tensorboard"]
         assert seen["note"][0] == "1 models deployed"
@@ -385,12 +391,14 @@ def test_the_python_of_l5_asks_for_what_its_commands_ask_for(monkeypatch):
         if cell.id in ("prepare", "grant"):
             exec(cell.source, names)
     board = f"{VERTEX}/tensorboards/5"
-    google = FakeGoogle({
-        "services:batchEnable|POST .*/serviceAccounts$": (200, {}),
-        "POST .*/tensorboards": done("cloud.aiplatform.v1.Tensorboard", name=board),
-        "GET .*/tensorboards/5": (200, {"name": board}),
-        "POST .*:[gs]etIamPolicy": (200, {}),
-    })  # fmt: skip
+    google = FakeGoogle(
+        {
+            "services:batchEnable|POST .*/serviceAccounts$": (200, {}),
+            "POST .*/tensorboards": done("cloud.aiplatform.v1.Tensorboard", name=board),
+            "GET .*/tensorboards/5": (200, {"name": board}),
+            "POST .*:[gs]etIamPolicy": (200, {}),
+        }
+    )
     direct, client = AuthorizedSession.request, resourcemanager_v3.ProjectsClient
     with serving(google.handler()) as address:
 

@@ -39,30 +39,68 @@ def _own_random_numbers():
 @pytest.mark.parametrize(
     ("stage", "expected"),
     [
-        ("sft", {
-            "model": "facebook/opt-1.3b", "data": "al://genai360/OpenOrca-1M-train-set",
-            "eval_data": "al://genai360/OpenOrca-1M-valid-set", "epochs": 2, "batch_size": 8,
-            "learning_rate": 1e-4, "lr_scheduler_type": "cosine", "warmup_steps": 100,
-            "weight_decay": 0.05, "max_length": 2048, "packing": True, "bits": 4,
-            "lora_rank": 16, "lora_dropout": 0.05, "gradient_checkpointing": True,
-            "save_steps": 2000,
-        }),
-        ("reward", {
-            "model": "microsoft/deberta-v3-base", "epochs": 20, "batch_size": 24,
-            "data": "al://genai360/Anthropic-hh-rlhf-train-set",
-            "eval_data": "al://genai360/Anthropic-hh-rlhf-test-set", "learning_rate": 2e-5,
-            "lr_scheduler_type": "linear", "weight_decay": 0.001, "max_length": 512,
-            "save_steps": 500,
-        }),
-        ("ppo", {
-            "data": "al://genai360/Alpaca-OrcaChat", "steps": 10_000, "learning_rate": 1.41e-5,
-            "batch_size": 32, "mini_batch_size": 4, "ppo_epochs": 4, "kl_coef": 0.2,
-            "adaptive_kl": True, "kl_target": 6.0, "kl_horizon": 10_000, "target_kl": None,
-            "min_new_tokens": 32, "max_new_tokens": 400, "temperature": 1.0,
-            "max_prompt_length": 400, "bits": 8, "lora_rank": 16, "save_steps": 50, "seed": 0,
-        }),
+        (
+            "sft",
+            {
+                "model": "facebook/opt-1.3b",
+                "data": "al://genai360/OpenOrca-1M-train-set",
+                "eval_data": "al://genai360/OpenOrca-1M-valid-set",
+                "epochs": 2,
+                "batch_size": 8,
+                "learning_rate": 1e-4,
+                "lr_scheduler_type": "cosine",
+                "warmup_steps": 100,
+                "weight_decay": 0.05,
+                "max_length": 2048,
+                "packing": True,
+                "bits": 4,
+                "lora_rank": 16,
+                "lora_dropout": 0.05,
+                "gradient_checkpointing": True,
+                "save_steps": 2000,
+            },
+        ),
+        (
+            "reward",
+            {
+                "model": "microsoft/deberta-v3-base",
+                "epochs": 20,
+                "batch_size": 24,
+                "data": "al://genai360/Anthropic-hh-rlhf-train-set",
+                "eval_data": "al://genai360/Anthropic-hh-rlhf-test-set",
+                "learning_rate": 2e-5,
+                "lr_scheduler_type": "linear",
+                "weight_decay": 0.001,
+                "max_length": 512,
+                "save_steps": 500,
+            },
+        ),
+        (
+            "ppo",
+            {
+                "data": "al://genai360/Alpaca-OrcaChat",
+                "steps": 10_000,
+                "learning_rate": 1.41e-5,
+                "batch_size": 32,
+                "mini_batch_size": 4,
+                "ppo_epochs": 4,
+                "kl_coef": 0.2,
+                "adaptive_kl": True,
+                "kl_target": 6.0,
+                "kl_horizon": 10_000,
+                "target_kl": None,
+                "min_new_tokens": 32,
+                "max_new_tokens": 400,
+                "temperature": 1.0,
+                "max_prompt_length": 400,
+                "bits": 8,
+                "lora_rank": 16,
+                "save_steps": 50,
+                "seed": 0,
+            },
+        ),
     ],
-)  # fmt: skip
+)
 def test_full_has_the_settings_of_the_course_before(stage, expected):
     config = vars(Scale("full").config(stage))
     assert {name: config[name] for name in expected} == expected
@@ -84,7 +122,8 @@ def test_the_base_model_of_the_little_world_cannot_assist():
 
 ROWS = {
     "demonstrations": {
-        "system_prompt": ["", "Be kind."], "question": ["why is it wet", "say more on it"],
+        "system_prompt": ["", "Be kind."],
+        "question": ["why is it wet", "say more on it"],
         "response": ["rain fell on it", "no more is known"],
     },
     "preferences": {
@@ -92,10 +131,11 @@ ROWS = {
         "rejected": ["\n\nHuman: hi\n\nAssistant: go", "\n\nHuman: b\n\nAssistant: certainly"],
     },
     "prompts": {
-        "instruction": ["make it short", "count them"], "input": ["a long text", ""],
+        "instruction": ["make it short", "count them"],
+        "input": ["a long text", ""],
         "output": ["a text", "one"],
     },
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -148,15 +188,28 @@ def train(stage: str, **options) -> list[dict]:
 def test_every_stage_trains_from_the_hub_s_models_and_streamed_data(hub, data, capsys):
     """SFT (QLoRA, packed), reward model (DeBERTa), PPO (8 bits) and DPO, one after the other."""
     history = train(
-        "sft", data=data["lake"], eval_data=data["demonstrations"], learning_rate=0.02,
-        demonstrations=60, epochs=2, warmup_steps=0,
-    )  # fmt: skip
+        "sft",
+        data=data["lake"],
+        eval_data=data["demonstrations"],
+        learning_rate=0.02,
+        demonstrations=60,
+        epochs=2,
+        warmup_steps=0,
+    )
     assert history[-1]["loss"] < 0.95 * history[0]["loss"]
     assert "device cpu" in capsys.readouterr().out
     assert not getattr(load_policy(hub.dir("sft")), "is_quantized", False)
     pairs = {"data": data["preferences"], "eval_data": data["preferences"], "batch_size": 8}
-    history = train("reward", prompts=data["prompts"], calibration_prompts=4, max_new_tokens=4,
-                    pairs=40, epochs=2, learning_rate=0.01, **pairs)  # fmt: skip
+    history = train(
+        "reward",
+        prompts=data["prompts"],
+        calibration_prompts=4,
+        max_new_tokens=4,
+        pairs=40,
+        epochs=2,
+        learning_rate=0.01,
+        **pairs,
+    )
     assert len(history) > 1 and history[-1]["loss"] < history[0]["loss"]
     assert type(load_classifier(hub.dir("reward"))).__name__.startswith("DebertaV2")
     better, worse = RewardModel.from_pretrained(hub.dir("reward"))(
@@ -182,8 +235,12 @@ def answers(shown: str, name: str) -> list[str]:
 def test_answers_are_drawn_from_beams_and_the_same_for_the_same_seed():
     """Four beams, each from the ten likeliest tokens at temperature 0.6, 128 tokens at most."""
     assert BEAMS == {
-        "num_beams": 4, "do_sample": True, "top_k": 10, "temperature": 0.6, "max_new_tokens": 128,
-    }  # fmt: skip
+        "num_beams": 4,
+        "do_sample": True,
+        "top_k": 10,
+        "temperature": 0.6,
+        "max_new_tokens": 128,
+    }
     base, prompts = Scale().base_model, ["r/work: My boss sings all day. Any advice? [summary]:"]
     first, again, other = (beam_answers(base, prompts, seed=seed) for seed in (0, 0, 3))
     assert first == again != other

@@ -41,21 +41,38 @@ from rlhf_helpers.schemas import format_prompt, format_response
 WORDS = {"vocab_size": 500, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
 SHAPES: dict[str, PreTrainedConfig] = {
     "opt": OPTConfig(
-        **WORDS, hidden_size=96, ffn_dim=384, num_hidden_layers=3, num_attention_heads=4,
-        word_embed_proj_dim=48, do_layer_norm_before=False,
+        **WORDS,
+        hidden_size=96,
+        ffn_dim=384,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        word_embed_proj_dim=48,
+        do_layer_norm_before=False,
     ),
     "gpt2": GPT2Config(**WORDS, n_embd=64, n_layer=2, n_head=4),
     "llama": LlamaConfig(
-        **WORDS, hidden_size=128, intermediate_size=256, num_hidden_layers=4,
-        num_attention_heads=4, num_key_value_heads=2,
+        **WORDS,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
     ),
     "deberta": DebertaV2Config(
-        vocab_size=500, hidden_size=64, intermediate_size=256, num_hidden_layers=3,
-        num_attention_heads=4, relative_attention=True, position_buckets=32,
-        norm_rel_ebd="layer_norm", share_att_key=True, pos_att_type="p2c|c2p",
-        position_biased_input=False, num_labels=1,
+        vocab_size=500,
+        hidden_size=64,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        relative_attention=True,
+        position_buckets=32,
+        norm_rel_ebd="layer_norm",
+        share_att_key=True,
+        pos_att_type="p2c|c2p",
+        position_biased_input=False,
+        num_labels=1,
     ),
-}  # fmt: skip
+}
 FOLDERS: dict[str, Any] = {"model": "", "data": "", "output_dir": Path()}
 REWARD: dict[str, Any] = FOLDERS | {"sft_model": "", "prompts": ""}
 WITHIN = 0.25
@@ -131,9 +148,13 @@ def close(predicted: float, counted: float) -> None:
 
 @pytest.mark.parametrize(
     ("name", "known"),
-    [("facebook/opt-350m", 331e6), ("facebook/opt-1.3b", 1316e6),
-     ("microsoft/deberta-v3-small", 141e6), ("microsoft/deberta-v3-base", 184e6)],
-)  # fmt: skip
+    [
+        ("facebook/opt-350m", 331e6),
+        ("facebook/opt-1.3b", 1316e6),
+        ("microsoft/deberta-v3-small", 141e6),
+        ("microsoft/deberta-v3-base", 184e6),
+    ],
+)
 def test_the_shapes_have_as_many_parameters_as_the_models(name, known):
     config = RewardConfig(**REWARD) if "deberta" in name else SFTConfig(**FOLDERS)
     model = plan_weights.skeleton(plan_facts.shape_of(name), config)
@@ -274,8 +295,9 @@ def test_more_gpus_share_what_a_batch_takes_and_copy_the_rest():
     config = DPOConfig(**FOLDERS, batch_size=8, lora_rank=4, max_length=30)
     one, four = (
         plan_memory.memory(config, SHAPES["opt"], SHAPES["opt"], batch, gpus)
-        for gpus in (1, 4) if (batch := plan_memory.batch_of(config, 20, 20, gpus=gpus))
-    )  # fmt: skip
+        for gpus in (1, 4)
+        if (batch := plan_memory.batch_of(config, 20, 20, gpus=gpus))
+    )
     close(one["activations"], 4 * four["activations"])
     assert one["optimiser"] == four["optimiser"] == 2 * one["weights, trained"]
     assert four["gradients"] == 2 * one["gradients"]  # with the buckets that are sent
@@ -404,10 +426,13 @@ def test_another_model_is_read_from_its_folder(run, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [("--model nobody/no-such-model", "nobody/no-such-model: no folder"),
-     ("--gpus 0", "--gpus 0"), ("--gpus 2", "--gpus 2 on laptop"),
-     ("--price -1", "must be 0 or more")],
-)  # fmt: skip
+    [
+        ("--model nobody/no-such-model", "nobody/no-such-model: no folder"),
+        ("--gpus 0", "--gpus 0"),
+        ("--gpus 2", "--gpus 2 on laptop"),
+        ("--price -1", "must be 0 or more"),
+    ],
+)
 def test_bad_input_gets_one_clear_error(run, arguments, message):
     with pytest.raises(ValueError, match=message):
         run(f"--scale smoke {arguments}")

@@ -57,10 +57,13 @@ def test_the_yaml_is_a_pipeline_spec_of_kfp_with_typed_artefacts_and_caching(tmp
         for name, output in spec.root.output_definitions.artifacts.items()
     }
     assert outputs == {
-        "sft_model": "system.Model", "reward_model": "system.Model", "tuned_model": "system.Model",
-        "untuned_predictions": "system.Dataset", "tuned_predictions": "system.Dataset",
+        "sft_model": "system.Model",
+        "reward_model": "system.Model",
+        "tuned_model": "system.Model",
+        "untuned_predictions": "system.Dataset",
+        "tuned_predictions": "system.Dataset",
         "metrics": "system.Metrics",
-    }  # fmt: skip
+    }
 
 
 def test_image_and_gpus_are_where_both_kubeflow_and_vertex_read_them(tmp_path):
@@ -148,9 +151,13 @@ def test_google_s_parameters_turn_into_ours(tmp_path):
     write_jsonl(pairs, [record] * 32)
     lengths = {"prompt_sequence_length": 100, "target_sequence_length": 20}
     reward = config_of(
-        "reward", data=pairs, steps=3, learning_rate_multiplier=0.5, instruction="Be brief.",
+        "reward",
+        data=pairs,
+        steps=3,
+        learning_rate_multiplier=0.5,
+        instruction="Be brief.",
         **lengths,
-    )  # fmt: skip
+    )
     assert isinstance(reward, RewardConfig)
     assert reward.epochs == 3 * 64 / 32
     assert reward.learning_rate == 0.5 * RewardConfig.learning_rate
@@ -270,10 +277,13 @@ def test_the_pipeline_gives_the_numbers_of_the_stages_run_alone(here, folders):
         assert numbers(of_pipeline) == pytest.approx(numbers(direct.metrics), rel=1e-5), stage
     reward_model = RewardModel.from_pretrained(alone["reward"])
     direct_metrics, table = evaluation.evaluate_policy(
-        load_policy(alone["ppo"]), load_tokenizer(alone["ppo"]),
-        read_prompts(published.data("prompts", "test"))[:16], reward_model=reward_model,
-        reference=load_policy(alone["sft"]), seed=1,
-    )  # fmt: skip
+        load_policy(alone["ppo"]),
+        load_tokenizer(alone["ppo"]),
+        read_prompts(published.data("prompts", "test"))[:16],
+        reward_model=reward_model,
+        reference=load_policy(alone["sft"]),
+        seed=1,
+    )
     pairs = read_preferences(published.data("preferences", "test"))[:32]
     direct_metrics |= evaluation.evaluate_reward_model(reward_model, pairs)[0]
     ours = {name: found.metrics[name] for name in direct_metrics}
