@@ -56,7 +56,7 @@ def steps(way: str, folder: Path) -> Iterator[float]:
     tokenizer = reward_model.append_eos(load_tokenizer(config.model), config.max_length)
     encode = reward_model.encode_pairs if way == "pairs" else reward_model.encode_rankings
     rows = encode(schemas.read_comparisons(config.data), tokenizer)
-    trainer = reward_trainer(config, rows, tokenizer)
+    trainer = reward_model.reward_trainer(config, rows, tokenizer)
     if way == "whole":
         trainer.shares_prompts = False
     trainer.create_optimizer()

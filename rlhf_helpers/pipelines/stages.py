@@ -223,18 +223,16 @@ def evaluate(
         found, _ = evaluation.evaluate_reward_model(reward_model, pairs, instruction)
         metrics |= found
     table = evaluation.side_by_side(predictions["tuned"], predictions["untuned"])
-    answers = [table[name].tolist() for name in ("prompt", "untuned", "tuned")]
-    return metrics | _compare(*answers, reward_model, gold_known="gold" in metrics)
+    return metrics | _compare(table, reward_model, gold_known="gold" in metrics)
 
 
-def _compare(
-    prompts: list[str], untuned: list[str], tuned: list[str], reward_model: Any, gold_known: bool
-) -> dict[str, float]:
+def _compare(table: Any, reward_model: Any, gold_known: bool) -> dict[str, float]:
     """Win rates of the tuned model's answers, and the gain in gold where gold is known."""
     from rlhf_helpers import evaluation
     from rlhf_helpers.annotation import judges
     from rlhf_helpers.little_world.annotators import gold_columns
 
+    prompts, untuned, tuned = (table[name].tolist() for name in ("prompt", "untuned", "tuned"))
     asked = {"win_rate": judges.reward_judge(reward_model)}
     asked |= {"win_rate_gold": judges.gold_judge(gold_columns)} if gold_known else {}
     metrics: dict[str, float] = {}
