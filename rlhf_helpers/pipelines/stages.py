@@ -223,10 +223,10 @@ def evaluate(
         found, _ = evaluation.evaluate_reward_model(reward_model, pairs, instruction)
         metrics |= found
     table = evaluation.side_by_side(predictions["tuned"], predictions["untuned"])
-    return metrics | _compare(table, reward_model, gold_known="gold" in metrics)
+    return metrics | _compare(table, reward_model, metrics.get("gold"))
 
 
-def _compare(table: Any, reward_model: Any, gold_known: bool) -> dict[str, float]:
+def _compare(table: Any, reward_model: Any, gold_tuned: float | None) -> dict[str, float]:
     """Win rates of the tuned model's answers, and the gain in gold where gold is known."""
     from rlhf_helpers import evaluation
     from rlhf_helpers.annotation import judges
@@ -234,17 +234,17 @@ def _compare(table: Any, reward_model: Any, gold_known: bool) -> dict[str, float
 
     prompts, untuned, tuned = (table[name].tolist() for name in ("prompt", "untuned", "tuned"))
     asked = {"win_rate": judges.reward_judge(reward_model)}
-    asked |= {"win_rate_gold": judges.gold_judge(gold_columns)} if gold_known else {}
+    asked |= {"win_rate_gold": judges.gold_judge(gold_columns)} if gold_tuned is not None else {}
     metrics: dict[str, float] = {}
     for name, judge in asked.items():  # neither depends on the order of the answers
         better = judge(prompts, untuned, tuned)
         better = [round(share, 6) for share in better]  # rounding must not decide a tie
         won = evaluation.win_rate(better, [1 - share for share in better])
         metrics |= {name: won.rate, f"{name}_low": won.low, f"{name}_high": won.high}
-    if gold_known:
-        golds = (gold_columns(prompts, answers)["gold"] for answers in (untuned, tuned))
-        before, after = (sum(gold) / len(gold) for gold in golds)
-        metrics |= {"gold_untuned": before, "gold_gain": after - before}
+    if gold_tuned is not None:
+        golds = gold_columns(prompts, untuned)["gold"]
+        metrics["gold_untuned"] = sum(golds) / len(golds)
+        metrics["gold_gain"] = gold_tuned - metrics["gold_untuned"]
     return metrics
 
 
