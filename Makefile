@@ -8,15 +8,16 @@ TORCH_INDEX ?=
 VENV  := .venv
 RUN   := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+LATEST := .venv-latest
 PARALLEL := --numprocesses auto --dist loadfile --no-loadscope-reorder
-TORCH := $(shell grep '^torch==' constraints.txt)
+TORCH ?= $(shell grep '^torch==' constraints.txt)
 
 # Installing without byte-compiling is faster: what the lessons import is compiled once, at the end,
 # for which Python must be allowed to keep it.
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help course test test-unit lab lint notebooks data benchmark clean
+.PHONY: help course test test-unit test-latest lab lint notebooks data benchmark clean
 
 help: ## list the targets
 	@echo "Usage: make TARGET [SCALE=$(SCALE)] [TORCH_INDEX=url of a torch package index]"
@@ -42,6 +43,16 @@ test: $(STAMP) ## run all tests: the unit tests, then the notebooks at tiny
 test-unit: $(STAMP) ## run the fast unit tests only
 	$(RUN) -m pytest tests/unit -m "not slow" $(PARALLEL)
 
+# Without constraints and upper bounds. torch stays at the tested version, for which this machine has
+# the right build; TORCH=torch takes the newest.
+test-latest: ## run the unit tests with the newest release of every dependency, in its own .venv-latest
+	$(PYTHON) -m venv --clear $(LATEST)
+	$(LATEST)/bin/python -m pip install --no-compile $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	$(LATEST)/bin/python scripts/lower_bounds.py >$(LATEST)/requirements.txt
+	$(LATEST)/bin/python -m pip install --no-compile -r $(LATEST)/requirements.txt "$(TORCH)"
+	$(LATEST)/bin/python -m pip install --no-deps -e .
+	$(LATEST)/bin/python -m pytest tests/unit $(PARALLEL)
+
 lab: $(STAMP) ## open the notebooks in JupyterLab
 	$(RUN) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks
 
@@ -60,5 +71,5 @@ benchmark: $(STAMP) ## run every script in benchmarks/
 	@for script in benchmarks/*.py; do echo "$$script"; $(RUN) "$$script" || exit 1; done
 
 clean: ## remove .venv, caches and builds (runs/ stays)
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LATEST) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +

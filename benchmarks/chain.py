@@ -3,7 +3,7 @@
     python benchmarks/chain.py [--seeds 0 1 2]
 
 Takes about seven minutes a seed on two cores. Prints the table that `benchmarks/chain.md` keeps and
-the README shows; everything is measured on the test split.
+`benchmarks/README.md` shows; everything is measured on the test split.
 """
 
 import argparse

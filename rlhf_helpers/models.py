@@ -161,15 +161,13 @@ def loading_options(bits: int = 32) -> dict:
 
 
 def _import_bitsandbytes() -> None:
-    """Check that bitsandbytes is installed, and mute two of its warnings, which ask for nothing.
+    """Check that bitsandbytes is installed, and mute one of its warnings.
 
-    On a CPU with bfloat16 it looks on the hub for a faster kernel and warns when it finds none; and
-    it warns at every product of 8-bit weights that it computes in float16.
+    It warns at every product of 8-bit weights that it computes in float16.
     """
     with needs_extra("course"):
         import bitsandbytes  # noqa: F401
-    for name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
 def without_dropout(model: PreTrainedModel) -> PreTrainedModel:

@@ -5,6 +5,7 @@ that `--help` answers at once.
 """
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Models and data are local files; a name of the hub still works with HF_HUB_OFFLINE=0.
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # On CPUs with bfloat16, bitsandbytes looks for a faster kernel and warns that it finds none.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         return options.command(options) or 0
     except (ValueError, FileNotFoundError) as error:  # DataError among them

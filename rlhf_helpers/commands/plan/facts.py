@@ -61,7 +61,7 @@ DATA = {
 }
 
 # Samples a second (demonstrations, rankings, PPO's responses) by machine, scale, task and stage.
-# Those of the laptop: seed 0 on two idle cores, 52, 84 and 76 seconds, README "What it reaches".
+# Those of the laptop: seed 0 on two idle cores, 52, 84 and 76 seconds.
 MEASURED = {
     (LAPTOP, "tiny", "summarize", "sft"): 4000 / 52,
     (LAPTOP, "tiny", "summarize", "reward"): 2500 / 84,
