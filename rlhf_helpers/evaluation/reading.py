@@ -13,16 +13,19 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_helpers import generation
 from rlhf_helpers.evaluation.metrics import Gold, Scorer, evaluate_reward_model, evaluate_scores
 from rlhf_helpers.evaluation.texts import repetition
+from rlhf_helpers.extras import needs_extra
 from rlhf_helpers.schemas import Preference, format_prompt, format_response
+
+with needs_extra("course"):
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
 
 FIELDS = ("candidate_0", "candidate_1")
 
