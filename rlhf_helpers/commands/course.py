@@ -1,5 +1,6 @@
 """Run the notebooks side by side, with one line of progress each, and print what they recorded."""
 
+import argparse
 import multiprocessing
 import os
 import sys
@@ -15,6 +16,7 @@ from rlhf_helpers.commands.notebooks import (
     run_notebook,
     shown,
 )
+from rlhf_helpers.commands.options import add_common
 from rlhf_helpers.runs import HEADLESS, project_root, read_results, record_results, runs_dir
 from rlhf_helpers.scales import POLICIES
 
@@ -205,3 +207,21 @@ def _print_results(scale: str) -> None:
 def minutes(seconds: float) -> str:
     """Format a time as minutes and seconds."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options: which notebooks, and how many side by side."""
+    add_common(parser, task=False)
+    parser.add_argument(
+        "--in-place", action="store_true", help="also refresh the notebooks' outputs"
+    )
+    parser.add_argument(
+        "--jobs", type=int, help="notebooks side by side (default: one a core, on GPUs 1)"
+    )
+    parser.add_argument("notebooks", nargs="*", type=Path, help="only these (default: all)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the notebooks; the exit status is 1 if one of them fails."""
+    notebooks = options.notebooks or None
+    return run_course(options.scale, options.seed, notebooks, options.in_place, options.jobs)

@@ -23,18 +23,16 @@ class Finding(NamedTuple):
     remedy: str = ""
 
 
-def add_doctor(commands: argparse._SubParsersAction) -> None:
-    """Add the command to the parser of `python -m rlhf_helpers`."""
-    doctor = commands.add_parser(
-        "doctor",
-        help="check packages, data, space and device",
-        description="Check that this machine has what the course needs. Exit status 1 if "
-        "something is missing. Nothing is written.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """There are no options."""
+    parser.description = (
+        "Check that this machine has what the course needs. Exit status 1 if something is missing. "
+        "Nothing is written."
     )
-    doctor.set_defaults(command=_doctor)
 
 
-def _doctor(_: argparse.Namespace) -> int:
+def run(_: argparse.Namespace) -> int:
+    """Print a line for every check, with the remedy where one fails."""
     status = 0
     for check, found, remedy in examine():
         print(f"{'MISSING' if remedy else 'ok':<9}{check:<10}{found}", flush=True)

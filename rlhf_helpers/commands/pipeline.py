@@ -6,23 +6,25 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rlhf_helpers.commands.train import add_common
+from rlhf_helpers.commands.options import add_common
 
 TARGETS = ("portable", "google")
 
 
-def add_pipeline(commands: argparse._SubParsersAction) -> None:
-    """Add the command, with its three subcommands, to the parser of `python -m rlhf_helpers`."""
-    pipeline = commands.add_parser(
-        "pipeline",
-        help="the same stages as a cloud pipeline: compile, run here, submit",
-        description="RLHF as a pipeline of KFP components. Needs the extra: pip install "
-        '"rlhf-helpers[cloud]".',
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the three subcommands."""
+    parser.description = (
+        'RLHF as a pipeline of KFP components. Needs the extra: pip install "rlhf-helpers[cloud]".'
     )
-    actions = pipeline.add_subparsers(required=True, metavar="ACTION")
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
     _add_compile(actions)
     _add_run(actions)
     _add_submit(actions)
+
+
+def run(options: argparse.Namespace) -> int | None:
+    """Compile, run or submit; the exit status is 1 if the pipeline fails."""
+    return options.action(options)
 
 
 def _add_compile(actions: argparse._SubParsersAction) -> None:
@@ -31,7 +33,7 @@ def _add_compile(actions: argparse._SubParsersAction) -> None:
     compiling.add_argument(
         "--output", type=Path, help="default: pipeline_<target>.yaml in the current folder"
     )
-    compiling.set_defaults(command=_compile)
+    compiling.set_defaults(action=_compile)
 
 
 def _add_run(actions: argparse._SubParsersAction) -> None:
@@ -51,7 +53,7 @@ def _add_run(actions: argparse._SubParsersAction) -> None:
         help="reuse steps of the last run whose parameters are the same; files are not compared",
     )
     _add_parameters(running)
-    running.set_defaults(command=_run)
+    running.set_defaults(action=_run)
 
 
 def _add_submit(actions: argparse._SubParsersAction) -> None:
@@ -72,7 +74,7 @@ def _add_submit(actions: argparse._SubParsersAction) -> None:
         "--dry-run", action="store_true", help="print the request and send nothing; no account"
     )
     _add_parameters(submitting)
-    submitting.set_defaults(command=_submit)
+    submitting.set_defaults(action=_submit)
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:

@@ -6,41 +6,19 @@ import os
 from typing import Any
 
 from rlhf_helpers import scales
+from rlhf_helpers.commands.options import add_common, print_table
 from rlhf_helpers.configs import StageConfig
 from rlhf_helpers.configs.settings import Option, options
 from rlhf_helpers.stages import STAGES, Stage, train_stage
 
 
-def add_common(parser: argparse.ArgumentParser, task: bool = True) -> None:
-    """Add the options that most commands share."""
-    parser.add_argument(
-        "--scale",
-        default="tiny",
-        choices=scales.SCALES,
-        help="tiny learns in minutes on two cores, small and full on GPUs; smoke only runs every "
-        "code path (default: tiny)",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add a subcommand for every stage."""
+    parser.description = (
+        "Train one stage. Every setting has a default for the scale; the stages find each other's "
+        "models in runs/<scale>/<task>/seed<k>/."
     )
-    parser.add_argument("--seed", type=int, default=0, help="of all random numbers (default: 0)")
-    if not task:
-        return
-    parser.add_argument(
-        "--task",
-        default="",
-        choices=scales.TASKS,
-        help="what is learnt: to summarize a post, to complete it, or to assist on the real data "
-        "sets (default: summarize, at small and full assistant)",
-    )
-
-
-def add_train(commands: argparse._SubParsersAction) -> None:
-    """Add the command, with a subcommand a stage, to the parser of `python -m rlhf_helpers`."""
-    train = commands.add_parser(
-        "train",
-        help="train one stage",
-        description="Train one stage. Every setting has a default for the scale; the stages find "
-        "each other's models in runs/<scale>/<task>/seed<k>/.",
-    )
-    stages = train.add_subparsers(required=True, metavar="STAGE")
+    stages = parser.add_subparsers(required=True, metavar="STAGE")
     for stage in STAGES.values():
         described = stage.help[0].upper() + stage.help[1:] + "."
         subcommand = stages.add_parser(stage.name, help=stage.help, description=described)
@@ -50,7 +28,7 @@ def add_train(commands: argparse._SubParsersAction) -> None:
         )
         for option in options_of(stage):
             _add_option(subcommand, option)
-        subcommand.set_defaults(command=_train, stage=stage.name)
+        subcommand.set_defaults(stage=stage.name)
 
 
 def options_of(stage: Stage) -> list[Option]:
@@ -81,7 +59,8 @@ def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
     )
 
 
-def _train(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> None:
+    """Train the stage, print its numbers and where they are."""
     given = vars(arguments)
     names = [option.name for option in options_of(STAGES[arguments.stage])]
     changes = {name: given[name] for name in names if name in given}
@@ -95,9 +74,3 @@ def _train(arguments: argparse.Namespace) -> None:
     if processes.rank() == 0:
         print_table(result.metrics)
         print(f"\nmodel, metrics.json and logs: {result.output_dir}")
-
-
-def print_table(metrics: dict[str, float]) -> None:
-    """Print names and numbers, one a line."""
-    for name, value in metrics.items():
-        print(f"  {name:<22}{value:>12.5g}")

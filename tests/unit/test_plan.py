@@ -1,6 +1,5 @@
 """Predicted bytes against those that real models of a CPU's size take, and the printed plan."""
 
-import argparse
 import gc
 import importlib
 import json
@@ -26,6 +25,7 @@ from trl.kernels import chunked_logprob
 from trl.trainer import utils
 
 from rlhf_helpers import generation, scales
+from rlhf_helpers.commands.main import parse
 from rlhf_helpers.commands.plan import activations
 from rlhf_helpers.commands.plan import command as plan_command
 from rlhf_helpers.commands.plan import estimate as plan
@@ -363,11 +363,9 @@ def test_hours_fall_with_gpus_and_with_adapters():
 @pytest.fixture
 def run(capsys) -> Callable[[str], str]:
     """Run the command with these arguments; returns what it has printed."""
-    parser = argparse.ArgumentParser()
-    plan_command.add_plan(parser.add_subparsers())
 
     def call(arguments: str, **more: str) -> str:
-        options = parser.parse_args(["plan", *arguments.split()])
+        options = parse(["plan", *arguments.split()])
         options.__dict__ |= more
         options.command(options)
         return capsys.readouterr().out

@@ -12,7 +12,7 @@ from google.protobuf.json_format import ParseDict
 from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
 
 from rlhf_helpers import evaluation
-from rlhf_helpers.commands.main import _parser, main
+from rlhf_helpers.commands.main import main, parse
 from rlhf_helpers.configs import PPORunConfig, RewardConfig
 from rlhf_helpers.models import load_policy, load_tokenizer, matmul_precision
 from rlhf_helpers.pipelines import graph, local, parameters, portable, stages, vertex_rlhf
@@ -193,7 +193,7 @@ def test_several_gpus_are_trained_on_by_accelerate_with_the_same_settings(stage,
     launcher, training = command[: command.index("rlhf_helpers") - 1], command[3:]
     assert launcher[:2] == [sys.executable, "-m"] and "--multi_gpu" in launcher
     assert launcher[launcher.index("--num_processes") + 1] == "2"
-    options = _parser().parse_args(training[training.index("rlhf_helpers") + 1 :])
+    options = parse(training[training.index("rlhf_helpers") + 1 :])
     names = {field.name for field in dataclasses.fields(config)} & set(vars(options))
     changes = {name: getattr(options, name) for name in names - {"seed"}}
     again = Scale(options.scale, options.task, options.seed).config(options.stage, **changes)

@@ -21,13 +21,11 @@ if TYPE_CHECKING:
 SPARE = 0.1  # share of a GPU's memory left to CUDA itself, and to gaps between tensors
 
 
-def add_plan(commands: argparse._SubParsersAction) -> None:
-    """Add the command to the parser of `python -m rlhf_helpers`."""
-    parser = commands.add_parser(
-        "plan",
-        help="memory, hours and cost of a scale's stages, before they are run",
-        description="Predict memory by part, hours and cost of a scale's stages. Nothing is "
-        "downloaded or trained.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options: a scale, a machine, other models."""
+    parser.description = (
+        "Predict memory by part, hours and cost of a scale's stages. Nothing is downloaded or "
+        "trained."
     )
     parser.add_argument("--scale", default="tiny", choices=scales.SCALES, help="default: tiny")
     parser.add_argument("--task", default="", choices=scales.TASKS, help="default: the scale's own")
@@ -40,10 +38,10 @@ def add_plan(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--model", default="", help="another policy: a folder, a name of the hub")
     parser.add_argument("--reward-model", default="", help="another base of the reward model")
-    parser.set_defaults(command=_plan)
 
 
-def _plan(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> None:
+    """Print the tables of memory, time and cost."""
     scale = scales.Scale(options.scale, options.task)
     gpu = options.gpu or OWN_GPU[options.scale]
     if options.gpus < 1 or (gpu == LAPTOP and options.gpus > 1):

@@ -1,0 +1,38 @@
+"""Options that several commands share, and the way that they print numbers."""
+
+import argparse
+from pathlib import Path
+
+from rlhf_helpers import scales
+
+
+def add_common(parser: argparse.ArgumentParser, task: bool = True) -> None:
+    """Add the options that most commands share."""
+    parser.add_argument(
+        "--scale",
+        default="tiny",
+        choices=scales.SCALES,
+        help="tiny learns in minutes on two cores, small and full on GPUs; smoke only runs every "
+        "code path (default: tiny)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of all random numbers (default: 0)")
+    if not task:
+        return
+    parser.add_argument(
+        "--task",
+        default="",
+        choices=scales.TASKS,
+        help="what is learnt: to summarize a post, to complete it, or to assist on the real data "
+        "sets (default: summarize, at small and full assistant)",
+    )
+
+
+def print_table(metrics: dict[str, float]) -> None:
+    """Print names and numbers, one a line."""
+    for name, value in metrics.items():
+        print(f"  {name:<22}{value:>12.5g}")
+
+
+def policy_folder(policy: str, scale: scales.Scale) -> Path:
+    """A stage's folder, or the folder named."""
+    return Path(policy) if "/" in policy else scale.dir(policy)
