@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rlhf_helpers.extras import needs_extra
+from rlhf_helpers.quantisation import import_bitsandbytes, keep_4_bits_trainable
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +42,8 @@ def matmul_precision() -> str:
     """Choose how float32 matrices are multiplied on this machine, set it, and return it.
 
     On many CPUs `medium` picks a path about twice as fast at the same error, on others it means
-    bfloat16, or nothing; so both are measured once. Only a clear gain counts, since attention is
-    slower then, and lest chance decide. The variable RLHF_MATMUL_PRECISION overrides the choice.
+    bfloat16, or nothing; so both are measured once. Only a clear gain counts: attention is slower
+    then, and chance must not decide. The variable RLHF_MATMUL_PRECISION overrides the choice.
     """
     choice = os.environ.get("RLHF_MATMUL_PRECISION", "")
     if not choice:
@@ -96,7 +96,7 @@ def compute_dtype() -> torch.dtype:
 
 
 def describe_device() -> str:
-    """In one line: the device, and how numbers are multiplied on it."""
+    """One line that says what the device is and how numbers are multiplied on it."""
     device = default_device()
     precision = str(compute_dtype()).removeprefix("torch.")
     described = f"device {device}, {attention()} attention, quantised weights in {precision}"
@@ -106,7 +106,7 @@ def describe_device() -> str:
 
 
 def existing(path: str | Path) -> str | Path:
-    """The path itself; raises FileNotFoundError for a folder that is not there."""
+    """Return the path; raises FileNotFoundError if it looks like a folder and there is none."""
     is_folder = isinstance(path, Path) or path.startswith((".", "/", "~")) or path.count("/") > 1
     if is_folder and not Path(path).is_dir():
         raise FileNotFoundError(
@@ -117,7 +117,7 @@ def existing(path: str | Path) -> str | Path:
 
 @contextmanager
 def loading(path: str | Path) -> Iterator[None]:
-    """Where a model is loaded: that it cannot be is a FileNotFoundError with its name."""
+    """Turn an OSError while a model is loaded into a FileNotFoundError that names the model."""
     existing(path)
     try:
         yield
@@ -129,7 +129,7 @@ def loading(path: str | Path) -> Iterator[None]:
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, with a pad token whatever the model's habit."""
+    """The tokenizer of a model, which pads with EOS where the model names no pad token."""
     with loading(path):
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
     if tokenizer.pad_token is None:
@@ -143,7 +143,7 @@ def loading_options(bits: int = 32) -> dict:
     if attention() == "eager":  # else transformers takes the fastest that the model knows
         options["attn_implementation"] = "eager"
     if bits in (4, 8):
-        _import_bitsandbytes()
+        import_bitsandbytes()
     if bits == 4:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -158,16 +158,6 @@ def loading_options(bits: int = 32) -> dict:
     elif bits != 32:
         raise ValueError(f"bits is {bits}; choose 32, 16, 8 or 4")
     return options
-
-
-def _import_bitsandbytes() -> None:
-    """Check that bitsandbytes is installed, and mute one of its warnings.
-
-    It warns at every product of 8-bit weights that it computes in float16.
-    """
-    with needs_extra("course"):
-        import bitsandbytes  # noqa: F401
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
 def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
@@ -185,17 +175,16 @@ def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _ready(model: PreTrainedModel, bits: int) -> PreTrainedModel:
-    """A loaded model, without dropout, on the default device (quantising has put it there).
+    """A loaded model, without dropout, on the default device, where quantised weights are already.
 
-    A ReLU overwrites what it reads, the widest tensor of a layer, which nothing else needs.
+    Each ReLU overwrites its input, the widest tensor of a layer, which nothing else needs.
     """
     if bits in (16, 32):
         model = model.to(default_device())
     for module in model.modules():
         if isinstance(module, torch.nn.ReLU):
             module.inplace = True
-        if hasattr(module, "support_avx512bf16_for_cpu"):  # else the first inference packs 4-bit
-            module.support_avx512bf16_for_cpu = False  # weights for good: no backward pass then
+    keep_4_bits_trainable(model)
     return without_dropout(model)
 
 
@@ -218,13 +207,13 @@ def trainable(model: torch.nn.Module | None) -> list[torch.nn.Parameter]:
 
 
 def trained_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The same by name, for a checkpoint."""
+    """The weights that training changes, by name, for a checkpoint."""
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
 @torch.no_grad()
 def load_trained_weights(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> None:
-    """Put back what `trained_weights` gave. Raises ValueError if the names are others."""
+    """Load what `trained_weights` returned. Raises ValueError if the names differ."""
     own = trained_weights(model)
     if own.keys() != weights.keys():
         raise ValueError("the checkpoint holds other weights: resume with the same settings")
@@ -249,7 +238,7 @@ def add_lora(model: PreTrainedModel, rank: int, dropout: float = 0.0) -> PeftMod
     """Freeze the model and put a LoRA adapter (Hu et al. 2021) on every linear layer.
 
     A classifier's head has no adapter: it is trained whole. Of quantised weights (QLoRA, Dettmers
-    et al. 2023) what is not quantised, such as norms and head, is kept in float32.
+    et al. 2023) those that are not quantised, such as norms and head, are kept in float32.
     """
     if getattr(model, "is_quantized", False):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
@@ -272,8 +261,8 @@ def merge_adapter(
 ) -> PreTrainedModel:
     """A standalone model: the adapter added to the unquantised weights of `base`.
 
-    `load` loads these: `load_policy`, or `load_classifier`, whose trained head is kept. They are
-    added in float32, so that the sum is rounded once, where it is saved in 16 bits.
+    `load` loads `base`: `load_policy`, or `load_classifier`, whose trained head is kept. The sum is
+    computed in float32, so that it is rounded only once, where it is saved in 16 bits.
     """
     if not getattr(model.get_base_model(), "is_quantized", False):
         return model.merge_and_unload().to(merged_dtype())

@@ -1,7 +1,7 @@
 """Several processes, each with the whole model and its share of every batch (data parallel).
 
-`accelerate launch` or `torchrun` starts them. In a single process each function gives back what
-it was given. All processes must call these functions in the same order, or they wait for ever.
+`accelerate launch` or `torchrun` starts them. In a single process each function returns its
+argument. All processes must call these functions in the same order, or they wait for ever.
 """
 
 import os
@@ -30,7 +30,7 @@ def rank() -> int:
 
 
 def wait() -> None:
-    """Go on when all have come so far."""
+    """Wait until every process has reached this call."""
     if count() > 1:
         distributed.barrier()
 
@@ -60,19 +60,23 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 def total_gradients(parameters: Iterable[Tensor]) -> None:
     """Replace each gradient by its sum over all processes."""
-    for parameter in parameters if count() > 1 else ():
+    if count() == 1:
+        return
+    for parameter in parameters:
         if parameter.grad is not None:
             distributed.all_reduce(parameter.grad)
 
 
 def copy_from_first(parameters: Iterable[Tensor]) -> None:
     """Give every process the weights of process 0."""
-    for parameter in parameters if count() > 1 else ():
+    if count() == 1:
+        return
+    for parameter in parameters:
         distributed.broadcast(parameter.data, src=0)
 
 
 def shares(mini_batch_size: int, parts: int, group: int) -> tuple[int, int]:
-    """How many responses of a mini-batch are this process's, and how many it takes at a time.
+    """The responses of a mini-batch that are this process's, and how many it computes at a time.
 
     Raises ValueError unless every process can take its share in `parts` of whole groups.
     """

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_helpers import generation
 from rlhf_helpers.annotation.agreement import agreement_table
 from rlhf_helpers.evaluation.metrics import Gold
+from rlhf_helpers.logprobs import Tokens, response_logprobs
 from rlhf_helpers.reward_model import RewardModel
 from rlhf_helpers.schemas import format_prompt, format_response
 
@@ -184,9 +185,9 @@ def language_model_judge(
             places = by_length[start : start + batch_size]
             ids, mask = generation.encode_prompts(tokenizer, [asked[i] for i in places])
             answers, answer_mask = _label_ids(tokenizer, asked[places[0]], labels)
-            repeated = (x.repeat(len(places), 1) for x in (answers, answer_mask))
-            batch = [x.to(policy.device) for x in (ids, mask, *repeated)]
-            logprobs = generation.response_logprobs(policy, *batch).sum(1).view(-1, 2)
+            answers, answer_mask = (x.repeat(len(places), 1) for x in (answers, answer_mask))
+            tokens = Tokens(ids, mask, answers, answer_mask).to(policy.device)
+            logprobs = response_logprobs(policy, tokens).sum(1).view(-1, 2)
             found[places] = logprobs.double().softmax(1)[:, 1].cpu()
         return found.tolist()
 

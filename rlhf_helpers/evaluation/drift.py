@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_helpers import generation
 from rlhf_helpers.evaluation.metrics import standard_error
+from rlhf_helpers.logprobs import Tokens, forward_responses
 from rlhf_helpers.ppo.maths import pretraining_loss
 from rlhf_helpers.ppo.pretraining import MAX_TOKENS
 
@@ -40,9 +41,9 @@ def kl_from_reference(
         samples = generation.sample(
             policy, tokenizer, ids, mask, max_new_tokens=max_new_tokens, generator=generator
         )
-        batch = (ids, mask, samples.response_ids, samples.response_mask)
+        tokens = Tokens(ids, mask, samples.response_ids, samples.response_mask)
         log_pi, log_ref = (
-            generation.forward_responses(model, *batch)[0].float().log_softmax(-1)
+            forward_responses(model, tokens)[0].float().log_softmax(-1)
             for model in (policy, reference)
         )
         exact = (log_pi.exp() * (log_pi - log_ref)).sum(-1)

@@ -20,6 +20,7 @@ from rlhf_helpers import generation
 from rlhf_helpers.evaluation.metrics import Gold, Scorer, evaluate_reward_model, evaluate_scores
 from rlhf_helpers.evaluation.texts import repetition
 from rlhf_helpers.extras import needs_extra
+from rlhf_helpers.logprobs import Tokens, response_logprobs
 from rlhf_helpers.schemas import Preference, format_prompt, format_response
 
 with needs_extra("course"):
@@ -108,8 +109,9 @@ def answer_logprobs(
         rows = [torch.tensor(ids) for ids in encoded["input_ids"]]
         ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
         mask = torch.arange(ids.shape[1]) < torch.tensor([[len(row)] for row in rows])
-        tensors = (*generation.encode_prompts(tokenizer, prompts), ids, mask)
-        logprobs = generation.response_logprobs(policy, *(x.to(policy.device) for x in tensors))
+        prompt_ids, prompt_mask = generation.encode_prompts(tokenizer, prompts)
+        tokens = Tokens(prompt_ids, prompt_mask, ids, mask).to(policy.device)
+        logprobs = response_logprobs(policy, tokens)
         found.append(logprobs.double().sum(1).view(-1, 2).cpu())
     return torch.cat(found).numpy()
 

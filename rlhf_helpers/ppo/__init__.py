@@ -6,8 +6,10 @@
         scores = reward_model(rollout.texts)
         stats = trainer.step(rollout, scores)
 
-`maths` has the losses and all that leads to them, `trainer` the class above; `rollout`, `critic`,
-`pretraining` and `statistics` are its parts, `run` goes from folders to a folder.
+To read it: the losses are `maths.policy_loss` and `maths.value_loss`; `trainer.PPOTrainer.step`
+calls them in order; their log-probs come from `rlhf_helpers.logprobs`. To build on it: pass
+`PPOTrainer(reference=...)`, or override `PPOTrainer.advantages`. `rollout`, `critic`, `optimizer`,
+`pretraining` and `statistics` are the trainer's parts; `run` reads and writes folders.
 """
 
 from rlhf_helpers.configs import PPOConfig, PPORunConfig

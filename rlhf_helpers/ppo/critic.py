@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_helpers.logprobs import Tokens
+from rlhf_helpers.prompt_cache import positions
+
 
 def trunk(model: PreTrainedModel) -> PreTrainedModel:
     """The transformer below a model's head (and below its adapter's wrapper)."""
@@ -61,24 +64,28 @@ def _state_width(model: PreTrainedModel) -> int:
     return model(input_ids=ids).last_hidden_state.shape[-1]
 
 
-def response_states(
-    critic: PreTrainedModel,
-    prompt_ids: Tensor,
-    prompt_mask: Tensor,
-    response_ids: Tensor,
-    response_mask: Tensor,
-) -> Tensor:
-    """Hidden states (B, R, H) of a trunk before each response token.
-
-    Shapes as in `generation.forward_responses`.
-    """
-    samples = len(response_ids) // len(prompt_ids)
-    prompt_ids, prompt_mask = (x.repeat_interleave(samples, 0) for x in (prompt_ids, prompt_mask))
-    mask = torch.cat([prompt_mask, response_mask[:, :-1].to(prompt_mask.dtype)], 1)
+def response_states(critic: PreTrainedModel, tokens: Tokens) -> Tensor:
+    """Hidden states (B, R, H) of a trunk before each response token, of whole sequences."""
+    samples = tokens.samples_per_prompt
+    prompt_ids = tokens.prompt_ids.repeat_interleave(samples, 0)
+    prompt_mask = tokens.prompt_mask.repeat_interleave(samples, 0)
+    read = tokens.response_mask[:, :-1].to(prompt_mask.dtype)
+    mask = torch.cat([prompt_mask, read], 1)
     output = critic(
-        input_ids=torch.cat([prompt_ids, response_ids[:, :-1]], 1),
+        input_ids=torch.cat([prompt_ids, tokens.response_ids[:, :-1]], 1),
         attention_mask=mask,
-        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+        position_ids=positions(mask),
         use_cache=False,
     )
     return output.last_hidden_state[:, prompt_ids.shape[1] - 1 :]
+
+
+def token_values(
+    head: torch.nn.Linear, critic: PreTrainedModel | None, hidden: Tensor | None, tokens: Tokens
+) -> Tensor:
+    """Values (B, R): the head on a separate critic's states, or on `hidden` (B, R, H), the
+    policy's, where there is none.
+    """
+    states = hidden if critic is None else response_states(critic, tokens)
+    assert states is not None  # sampling keeps them for the shared trunk
+    return head(states.float()).squeeze(-1)

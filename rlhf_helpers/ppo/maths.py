@@ -1,7 +1,8 @@
 """The maths of PPO for language models, from rewards to losses, in the order of use.
 
-Functions of tensors of shape (B, R): B responses, R tokens, `mask` True on the tokens of a
-response (its EOS included). `PPOTrainer.step` puts them together.
+The two losses are `policy_loss` and `value_loss`. Tensors have the shape (B, R), B responses of R
+tokens, and `mask` is True on the tokens of a response (its EOS included). `PPOTrainer.step` puts
+these functions together.
 
 Sources: Schulman et al. 2017 (PPO), Schulman et al. 2016 (GAE), Ziegler et al. 2019 and Ouyang
 et al. 2022 (InstructGPT) for language models, Huang et al. 2024 for the details.
@@ -16,7 +17,7 @@ Total = Callable[[Tensor], Tensor]
 
 
 def own(part: Tensor) -> Tensor:
-    """The total of a batch that this process has for itself."""
+    """The total over a batch that one process holds by itself: no other has a part."""
     return part
 
 
@@ -73,11 +74,11 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> T
 def adapted_kl_coef(
     kl_coef: float, kl: float, kl_target: float, responses: int, kl_horizon: float
 ) -> float:
-    """The next step's kl_coef: dearer above the target, cheaper below (Ziegler et al. 2019, 2.2).
+    """The next step's kl_coef, higher above the target and lower below (Ziegler et al. 2019, 2.2).
 
-    A controller in proportion to the relative error, of at most 0.2; `kl` is the mean of a
-    response in nats. `kl_horizon` is the number of responses over which an error of e multiplies
-    the coefficient by about exp(e).
+    It changes in proportion to the relative error, which counts as +-0.2 at most. `kl` is the mean
+    KL of a response in nats. `kl_horizon` is the number of responses over which an error of e
+    multiplies the coefficient by about exp(e).
     """
     error = max(-0.2, min(0.2, kl / kl_target - 1))
     return kl_coef * (1 + error * responses / kl_horizon)

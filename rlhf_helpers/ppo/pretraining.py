@@ -34,9 +34,13 @@ class Pretraining:
         chosen = torch.randint(len(self.documents), (size,), generator=self.generator)
         texts = [self.documents[i] + self.tokenizer.eos_token for i in chosen.tolist()]
         batch = self.tokenizer(
-            texts, padding=True, padding_side="right", truncation=True, max_length=MAX_TOKENS,
+            texts,
+            padding=True,
+            padding_side="right",
+            truncation=True,
+            max_length=MAX_TOKENS,
             return_tensors="pt",
-        ).to(self.policy.device)  # fmt: skip
+        ).to(self.policy.device)
         return batch["input_ids"], batch["attention_mask"]
 
     def add_gradients(self, size: int, rows: int) -> Tensor:

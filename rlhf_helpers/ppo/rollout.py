@@ -1,26 +1,30 @@
-"""What one sampling leaves for several updates, and the options of sampling."""
+"""What one sampling leaves for several updates, and the log-probs that go with it."""
 
+import copy
+import time
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_helpers import processes
-from rlhf_helpers.generation import response_logprobs
+from rlhf_helpers import generation, processes
+from rlhf_helpers.configs import PPOConfig
+from rlhf_helpers.logprobs import Tokens, response_logprobs
 from rlhf_helpers.models import is_exact
+from rlhf_helpers.ppo.critic import token_values
 from rlhf_helpers.ppo.maths import masked_mean
 
 
-@dataclass
-class Rollout:
-    """B responses to B / K prompts, sampled once; what `PPOTrainer.step` learns from."""
+@dataclass(kw_only=True)
+class Rollout(Tokens):
+    """B responses, sampled once, each with a prompt of its own row; `PPOTrainer.step` learns them.
 
-    prompt_ids: Tensor  # (B, P) left padded; each prompt K times in a row
-    prompt_mask: Tensor  # (B, P)
-    response_ids: Tensor  # (B, R) right padded, EOS included
-    response_mask: Tensor  # (B, R) bool, from lengths: a pad token may equal EOS
-    logprobs: Tensor  # (B, R) of the sampled tokens under the sampling policy
+    The K responses to a prompt stand side by side, so that a prompt stands K times in a row:
+    `prompt_ids` and `prompt_mask` are (B, P).
+    """
+
+    logprobs: Tensor  # (B, R) of the sampled tokens under the sampling policy, nats
     ref_logprobs: Tensor  # (B, R) of the same tokens under the reference
     values: Tensor  # (B, R) expected return before each token
     ended: Tensor  # (B,) bool, False if the response was cut off
@@ -29,45 +33,126 @@ class Rollout:
     seconds: float  # that sampling took
     logprob_gap: float | None = None  # mean |sampled - recomputed| log-prob, where recomputed
 
+    def part(self, rows: Tensor, samples_per_prompt: int) -> Tokens:
+        """The tokens of some responses, each prompt once for its K responses.
 
-def draw_lengths(low: int, high: int, size: int, generator: torch.Generator) -> Tensor | None:
-    """Lengths (size,) drawn evenly from low to high; None for low 0: EOS decides.
+        `rows` holds whole groups of K. Padding that none of the responses needs is left out.
+        """
+        prompts = rows[::samples_per_prompt]
+        first = self.prompt_mask[prompts].any(0).nonzero()[0, 0]
+        width = int(self.response_mask[rows].sum(1).max())
+        return Tokens(
+            prompt_ids=self.prompt_ids[prompts, first:],
+            prompt_mask=self.prompt_mask[prompts, first:],
+            response_ids=self.response_ids[rows, :width],
+            response_mask=self.response_mask[rows, :width],
+        )
+
+
+@torch.no_grad()
+def sample_rollout(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[str],
+    config: PPOConfig,
+    generator: torch.Generator,
+    *,
+    reference: PreTrainedModel | None,
+    critic: PreTrainedModel | None,
+    value_head: torch.nn.Linear,
+) -> Rollout:
+    """Sample K responses to each prompt and keep what their updates need; see `Rollout`."""
+    started, repeat = time.perf_counter(), config.samples_per_prompt
+    prompt_ids, prompt_mask = generation.encode_prompts(tokenizer, prompts)
+    prompt_ids, prompt_mask = prompt_ids.to(policy.device), prompt_mask.to(policy.device)
+    samples = generation.sample(
+        policy,
+        tokenizer,
+        prompt_ids,
+        prompt_mask,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        samples_per_prompt=repeat,
+        generator=generator,
+        keep_hidden=critic is None,
+        lengths=draw_lengths(config, len(prompts) * repeat, generator),
+    )
+    tokens = Tokens(prompt_ids, prompt_mask, samples.response_ids, samples.response_mask)
+    logprobs, gap = comparable_logprobs(policy, samples.logprobs, tokens, config)
+    responses = generation.decode(tokenizer, samples)
+    return Rollout(
+        prompt_ids=prompt_ids.repeat_interleave(repeat, 0),
+        prompt_mask=prompt_mask.repeat_interleave(repeat, 0),
+        response_ids=samples.response_ids,
+        response_mask=samples.response_mask,
+        logprobs=logprobs,
+        ref_logprobs=reference_logprobs(policy, reference, tokens, config),
+        values=token_values(value_head, critic, samples.hidden, tokens) * samples.response_mask,
+        ended=samples.ended,
+        responses=[response.strip() for response in responses],
+        texts=[prompts[i // repeat] + response for i, response in enumerate(responses)],
+        seconds=time.perf_counter() - started,
+        logprob_gap=gap,
+    )
+
+
+def draw_lengths(config: PPOConfig, size: int, generator: torch.Generator) -> Tensor | None:
+    """Lengths (size,) drawn evenly from min_new_tokens to max_new_tokens; None lets EOS decide.
 
     After TRL's LengthSampler, which drew one length for every few responses and stopped at no EOS
     either: the answers of a batch then differ in length by chance, not by the policy's choice.
     """
-    if not low:
+    if not config.min_new_tokens:
         return None
+    low, high = config.min_new_tokens, config.max_new_tokens
     return torch.randint(low, high + 1, (size,), generator=generator, device=generator.device)
 
 
-def reference_logprobs(
-    policy: PreTrainedModel,
-    reference: PreTrainedModel | None,
-    batch: list[Tensor],
-    temperature: float,
-    rows: int,
-) -> Tensor:
-    """Log-probs (B, R) under the reference, or (None) the policy with its adapter switched off.
+def frozen_reference(
+    policy: PreTrainedModel, reference: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel | None:
+    """The model that the KL is measured to: the given one, or a copy of the policy.
 
-    `batch` holds prompts and responses as in `generation.response_logprobs`, and `rows` says how
-    many responses at a time.
+    None stands for a policy with an adapter, whose reference is the policy with the adapter
+    switched off. Raises ValueError for a reference that cannot be one.
     """
+    if reference is None:
+        has_adapter = hasattr(policy, "disable_adapter")
+        return None if has_adapter else copy.deepcopy(policy).eval()
+    if reference is policy:
+        raise ValueError("the reference is the policy itself, which changes: pass a copy, or none")
+    words = reference.get_input_embeddings().weight.shape[0]
+    if words < len(tokenizer):
+        raise ValueError(
+            f"the reference knows {words} tokens, the tokenizer has {len(tokenizer)}: "
+            "pass a reference with the policy's tokenizer"
+        )
+    return reference.eval()
+
+
+def reference_logprobs(
+    policy: PreTrainedModel, reference: PreTrainedModel | None, tokens: Tokens, config: PPOConfig
+) -> Tensor:
+    """Log-probs (B, R) under the reference, or (None) the policy with its adapter switched off."""
+    temperature, rows = config.temperature, config.mini_batch_size
     if reference is not None:
-        return response_logprobs(reference, *batch, temperature=temperature, rows=rows)
+        return response_logprobs(reference, tokens, temperature=temperature, rows=rows)
     with policy.disable_adapter():
-        return response_logprobs(policy, *batch, temperature=temperature, rows=rows)
+        return response_logprobs(policy, tokens, temperature=temperature, rows=rows)
 
 
 def comparable_logprobs(
-    policy: PreTrainedModel, sampled: Tensor, batch: list[Tensor], temperature: float, rows: int
+    policy: PreTrainedModel, sampled: Tensor, tokens: Tokens, config: PPOConfig
 ) -> tuple[Tensor, float | None]:
     """The log-probs (B, R) that ratios start from, and how far the sampled ones are from them.
 
     In float32 those of sampling will do. A bf16 or quantised policy rounds differently token by
-    token than in one pass, so they are computed again, else the first ratio were not 1.
+    token than in one pass, so they are computed again, else the first ratio would not be 1.
     """
     if is_exact(policy):
         return sampled, None
-    logprobs = response_logprobs(policy, *batch, temperature=temperature, rows=rows)
-    return logprobs, masked_mean((sampled - logprobs).abs(), batch[-1], processes.total).item()
+    logprobs = response_logprobs(
+        policy, tokens, temperature=config.temperature, rows=config.mini_batch_size
+    )
+    difference = (sampled - logprobs).abs()
+    return logprobs, masked_mean(difference, tokens.response_mask, processes.total).item()

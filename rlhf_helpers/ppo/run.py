@@ -1,4 +1,4 @@
-"""A whole PPO run, from an SFT model and a reward model to a better policy, all in folders."""
+"""A whole PPO run: reads an SFT model and a reward model from folders, writes a better policy."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -38,7 +38,7 @@ def prompt_batches(records: list[Prompt], config: PPORunConfig) -> list[list[str
 
 
 def streamed_prompt_batches(config: PPORunConfig) -> Iterator[list[str]]:
-    """The same of a named source, which is read as the steps go on, and again from its start."""
+    """The same from a named source, read while the steps go on, and from its start again."""
     per_step = config.batch_size // config.samples_per_prompt
     epochs = (streams.stream(config.data, "prompts", config.seed + i) for i in itertools.count())
     records = itertools.chain.from_iterable(epochs)
@@ -48,7 +48,7 @@ def streamed_prompt_batches(config: PPORunConfig) -> Iterator[list[str]]:
 
 
 def cut_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
-    """The end of a prompt that has more than `max_length` tokens: it says what to do."""
+    """The last `max_length` tokens of a prompt, as text: its end says what to do."""
     offsets = tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
     return prompt if len(offsets) <= max_length else prompt[offsets[-max_length][0] :]
 
@@ -61,31 +61,19 @@ def train(config: PPORunConfig, resume: bool = False) -> Result:
     Raises DataError for a bad data set.
     """
     processes.start()
-    main = processes.rank() == 0
-    batches: Iterable[list[str]]
-    if streams.is_stream(config.data):
-        batches = streamed_prompt_batches(config)
-    else:
-        batches = prompt_batches(read_file(config.data, "prompts"), config)
-    documents = None
-    if config.ptx_coef and config.ptx_data:
-        documents = [record["text"] for record in read_texts(config.ptx_data)]
+    batches, documents = _batches(config), _documents(config)
     reward_model = RewardModel.from_pretrained(config.reward_model)
-    tokenizer = load_tokenizer(config.model)
-    policy = _load_policy(config)
-    trainer = PPOTrainer(
-        policy, tokenizer, config,
-        critic=_critic_start(config, reward_model, policy, tokenizer), documents=documents,
-    )  # fmt: skip
+    trainer = _make_trainer(config, reward_model, documents)
     start_stage(config, resume)
     history = _load(config, trainer) if resume else []
     batches = itertools.islice(batches, len(history), None)
+    main = processes.rank() == 0
     with log_writer(config) as writer:
         steps = range(len(history), config.steps)
         progress = tqdm(steps, initial=len(history), total=config.steps, disable=not main)
         for step, prompts in zip(progress, batches, strict=False):
             own = prompts[processes.rank() :: processes.count()]
-            own = [cut_prompt(prompt, tokenizer, config.max_prompt_length) for prompt in own]
+            own = [cut_prompt(p, trainer.tokenizer, config.max_prompt_length) for p in own]
             rollout = trainer.rollout(own)
             history.append(trainer.step(rollout, reward_model(rollout.texts)))
             if writer is not None:
@@ -93,9 +81,33 @@ def train(config: PPORunConfig, resume: bool = False) -> Result:
                     writer.add_scalar(f"ppo/{name}", value, step)
             if (step + 1) % config.save_steps == 0 and step + 1 < config.steps:
                 _save(config, trainer, history)
+    policy = trainer.policy
     if config.lora_rank:
         policy = merge_adapter(policy, config.model)
-    return _finish(config, policy, tokenizer, history)
+    return _finish(config, policy, trainer.tokenizer, history)
+
+
+def _batches(config: PPORunConfig) -> Iterable[list[str]]:
+    """The formatted prompts of every step, from a file or a stream."""
+    if streams.is_stream(config.data):
+        return streamed_prompt_batches(config)
+    return prompt_batches(read_file(config.data, "prompts"), config)
+
+
+def _documents(config: PPORunConfig) -> list[str] | None:
+    """The pretraining documents of PPO-ptx, or None where it is off."""
+    if not config.ptx_coef or config.ptx_data is None:
+        return None
+    return [record["text"] for record in read_texts(config.ptx_data)]
+
+
+def _make_trainer(
+    config: PPORunConfig, reward_model: RewardModel, documents: list[str] | None
+) -> PPOTrainer:
+    """Load the policy and its tokenizer, and make a trainer."""
+    tokenizer, policy = load_tokenizer(config.model), _load_policy(config)
+    critic_start = _critic_start(config, reward_model, policy, tokenizer)
+    return PPOTrainer(policy, tokenizer, config, critic=critic_start, documents=documents)
 
 
 def _load_policy(config: PPORunConfig) -> PreTrainedModel:

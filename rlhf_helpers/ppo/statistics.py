@@ -1,36 +1,63 @@
-"""What a step says about itself: a flat dict of floats, over the responses of all processes."""
+"""What a step says about itself, over the responses of all processes, and what it refuses."""
 
 import math
 
+import torch
 from torch import Tensor
 
 from rlhf_helpers import processes
+from rlhf_helpers.ppo.maths import kl_penalty
 from rlhf_helpers.ppo.rollout import Rollout
 
 
+def checked_scores(scores: list[float] | Tensor, rollout: Rollout, step: int) -> Tensor:
+    """Scores (B,) in float32 beside the rollout; ValueError unless one finite score a response."""
+    scores = torch.as_tensor(scores, dtype=torch.float32, device=rollout.ended.device)
+    if scores.shape != rollout.ended.shape:
+        raise ValueError(f"{len(rollout.ended)} responses need as many scores: {scores.shape}")
+    finite = scores.isfinite()
+    if not finite.all():
+        i = int(finite.int().argmin())
+        raise ValueError(
+            f"step {step}: the score of response {i} is {scores[i]}: {rollout.texts[i]!r}"
+        )
+    if len(set(processes.gather(len(scores)))) > 1:
+        raise ValueError("every process must bring as many responses to a step")
+    return scores
+
+
 def step_statistics(
-    rollout: Rollout, scores: Tensor, kl: Tensor, returns: Tensor, updates: list[dict[str, float]]
+    rollout: Rollout, scores: Tensor, returns: Tensor, updates: list[dict[str, float]]
 ) -> dict[str, float]:
-    """Scores (B,), kl and returns (B, R), and one dict for each mini-batch, which are averaged."""
-    mask = rollout.response_mask
-    scores, kl, returns, unexplained, ended, lengths = map(
-        processes.gather_rows,
-        (scores, (kl * mask).sum(1), returns[mask], (returns - rollout.values)[mask],
-         rollout.ended.float(), mask.sum(1).float()),
-    )  # fmt: skip
-    variance = returns.var(unbiased=False).clamp(min=1e-8)
+    """The statistics of a step as a flat dict.
+
+    `scores` are (B,), `returns` (B, R); `updates` are one dict for each mini-batch, all of the same
+    keys, which are averaged.
+    """
+    mask, gather = rollout.response_mask, processes.gather_rows
+    kl = gather((kl_penalty(rollout.logprobs, rollout.ref_logprobs) * mask).sum(1))
+    unexplained = gather((returns - rollout.values)[mask])
+    returns = gather(returns[mask])
+    scores = gather(scores)
     stats = {
         "reward_mean": scores.mean().item(),
         "reward_std": scores.std(unbiased=False).item(),
         "kl": kl.mean().item(),
-        **{key: sum(u[key] for u in updates) / len(updates) for key in updates[0]},
-        "explained_variance": (1 - unexplained.var(unbiased=False) / variance).item(),
-        "response_length": lengths.mean().item(),
-        "eos_rate": ended.mean().item(),
+        **{key: sum(update[key] for update in updates) / len(updates) for key in updates[0]},
+        "explained_variance": explained_variance(unexplained, returns),
+        "response_length": gather(mask.sum(1).float()).mean().item(),
+        "eos_rate": gather(rollout.ended.float()).mean().item(),
         "seconds_rollout": rollout.seconds,
     }
-    gap = rollout.logprob_gap
-    return stats if gap is None else stats | {"logprob_gap": gap}
+    if rollout.logprob_gap is not None:
+        stats["logprob_gap"] = rollout.logprob_gap
+    return stats
+
+
+def explained_variance(unexplained: Tensor, returns: Tensor) -> float:
+    """1 - Var(returns - values) / Var(returns): 1 for a perfect critic, 0 for a constant one."""
+    variance = returns.var(unbiased=False).clamp(min=1e-8)
+    return (1 - unexplained.var(unbiased=False) / variance).item()
 
 
 def stop_unless_finite(update: dict[str, float], step: int, rollout: Rollout, rows: Tensor) -> None:

@@ -11,14 +11,32 @@ from rlhf_helpers.ppo import PPOTrainer, Rollout
 
 PROMPTS = ["The cat", "sat on the mat.", "x", "Why not?"]
 STATS = {
-    "reward_mean", "reward_std", "kl", "kl_coef", "policy_loss", "value_loss", "entropy",
-    "clip_fraction", "approx_kl", "explained_variance", "response_length", "eos_rate",
-    "grad_norm", "seconds_rollout", "seconds_update",
-}  # fmt: skip
+    "reward_mean",
+    "reward_std",
+    "kl",
+    "kl_coef",
+    "policy_loss",
+    "value_loss",
+    "entropy",
+    "clip_fraction",
+    "approx_kl",
+    "explained_variance",
+    "response_length",
+    "eos_rate",
+    "grad_norm",
+    "seconds_rollout",
+    "seconds_update",
+}
 SMALL = {
-    "steps": 10, "warmup_steps": 1, "batch_size": 8, "mini_batch_size": 4, "samples_per_prompt": 2,
-    "ppo_epochs": 2, "max_new_tokens": 8, "learning_rate": 3e-3,
-}  # fmt: skip
+    "steps": 10,
+    "warmup_steps": 1,
+    "batch_size": 8,
+    "mini_batch_size": 4,
+    "samples_per_prompt": 2,
+    "ppo_epochs": 2,
+    "max_new_tokens": 8,
+    "learning_rate": 3e-3,
+}
 
 
 def upper_share(rollout: Rollout) -> Tensor:

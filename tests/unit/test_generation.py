@@ -3,21 +3,20 @@
 The reference throughout is `plain_forward`: each prompt and response alone, no padding, no cache.
 """
 
+import importlib
+
 import pytest
 import torch
 from torch import Tensor
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import MistralConfig, MistralForCausalLM, cache_utils
 
-from rlhf_helpers import generation
-from rlhf_helpers.generation import (
-    Samples,
-    encode_prompts,
+from rlhf_helpers import generation, prompt_cache
+from rlhf_helpers.generation import Samples, encode_prompts, respond, sample, seeded
+from rlhf_helpers.logprobs import (
+    Tokens,
     forward_responses,
     logprobs_and_entropy,
-    respond,
     response_logprobs,
-    sample,
-    seeded,
     token_logprobs,
 )
 
@@ -61,11 +60,14 @@ def test_sampling_keeps_the_logprobs_and_hidden_states_of_the_training_pass(
 ):
     policy = make_model(kind, eos_bias=3.0)
     prompt_ids, prompt_mask, samples = draw(
-        policy, tokenizer, temperature=temperature, samples_per_prompt=samples_per_prompt,
+        policy,
+        tokenizer,
+        temperature=temperature,
+        samples_per_prompt=samples_per_prompt,
         keep_hidden=True,
-    )  # fmt: skip
+    )
     ids, mask = samples.response_ids, samples.response_mask
-    logits, hidden = forward_responses(policy, prompt_ids, prompt_mask, ids, mask)
+    logits, hidden = forward_responses(policy, Tokens(prompt_ids, prompt_mask, ids, mask))
     close(samples.logprobs, token_logprobs(logits, ids, temperature) * mask)
     close(samples.hidden, hidden * mask[..., None])
     assert mask.sum() < mask.numel()  # else the masks have not been tested
@@ -76,7 +78,9 @@ def test_long_responses_and_rows_that_leave_keep_their_logprobs(make_model, toke
     lengths = torch.tensor([100, 3, 70])
     ids, mask, samples = draw(policy, tokenizer, max_new_tokens=100, lengths=lengths)
     assert samples.response_mask.sum(1).tolist() == lengths.tolist()
-    again = response_logprobs(policy, ids, mask, samples.response_ids, samples.response_mask)
+    again = response_logprobs(
+        policy, Tokens(ids, mask, samples.response_ids, samples.response_mask)
+    )
     close(samples.logprobs, again)
 
 
@@ -84,7 +88,7 @@ def test_forward_responses_equals_a_forward_of_each_sequence_alone(make_model, t
     policy = make_model(kind)
     prompt_ids, prompt_mask, samples = draw(policy, tokenizer, samples_per_prompt=3)
     ids, mask = samples.response_ids, samples.response_mask
-    logits, hidden = forward_responses(policy, prompt_ids, prompt_mask, ids, mask)
+    logits, hidden = forward_responses(policy, Tokens(prompt_ids, prompt_mask, ids, mask))
     for row, (its_logits, its_hidden) in enumerate(
         plain_forward(policy, prompt_ids, prompt_mask, samples)
     ):
@@ -99,7 +103,7 @@ def test_responses_of_one_token_need_no_second_pass(make_model, tokenizer, kind)
     )
     assert samples.response_mask.tolist() == [[True]] * 6
     logits, hidden = forward_responses(
-        policy, prompt_ids, prompt_mask, samples.response_ids, samples.response_mask
+        policy, Tokens(prompt_ids, prompt_mask, samples.response_ids, samples.response_mask)
     )
     close(token_logprobs(logits, samples.response_ids), samples.logprobs)
     close(hidden, samples.hidden)
@@ -121,10 +125,8 @@ def test_logprobs_do_not_depend_on_the_chunks_they_are_computed_in(make_model, t
     prompt_ids, prompt_mask, samples = draw(
         policy, tokenizer, samples_per_prompt=2, temperature=0.7
     )
-    logprobs = response_logprobs(
-        policy, prompt_ids, prompt_mask, samples.response_ids, samples.response_mask,
-        temperature=0.7, rows=rows,
-    )  # fmt: skip
+    tokens = Tokens(prompt_ids, prompt_mask, samples.response_ids, samples.response_mask)
+    logprobs = response_logprobs(policy, tokens, temperature=0.7, rows=rows)
     close(logprobs, samples.logprobs)
 
 
@@ -138,7 +140,7 @@ def test_shared_prompts_give_the_logits_and_gradients_of_repeated_ones(make_mode
 
     def logits_and_gradients(prompt_ids, prompt_mask):
         policy.zero_grad()
-        logits, hidden = forward_responses(policy, prompt_ids, prompt_mask, ids, mask)
+        logits, hidden = forward_responses(policy, Tokens(prompt_ids, prompt_mask, ids, mask))
         loss = (token_logprobs(logits, ids) * mask).mean() + hidden[mask].square().mean()
         loss.backward()
         gradients = {name: p.grad.clone() for name, p in policy.named_parameters()}
@@ -183,7 +185,7 @@ def test_greedy_logprobs_are_those_of_temperature_one(make_model, tokenizer):
     policy = make_model("opt")
     prompt_ids, prompt_mask, samples = draw(policy, tokenizer, temperature=0)
     ids, mask = samples.response_ids, samples.response_mask
-    logits, _ = forward_responses(policy, prompt_ids, prompt_mask, ids, mask)
+    logits, _ = forward_responses(policy, Tokens(prompt_ids, prompt_mask, ids, mask))
     close(samples.logprobs, token_logprobs(logits, ids) * mask)
 
 
@@ -258,7 +260,7 @@ def test_the_last_layer_makes_nothing_of_the_prompts(
     layers[-1].register_forward_hook(mark(last))
     layers[0].register_forward_hook(mark(read))
     responses = samples.response_ids, samples.response_mask
-    forward_responses(policy, prompt_ids, prompt_mask, *responses)
+    forward_responses(policy, Tokens(prompt_ids, prompt_mask, *responses))
     assert last == [samples.response_ids.numel()]
     assert read == [len(prompt_ids) * (-(-(prompt_ids.shape[1] - 1) // 8) * 8), *last]
 
@@ -266,17 +268,42 @@ def test_the_last_layer_makes_nothing_of_the_prompts(
 def test_layers_with_a_sliding_window_keep_their_own_cache(tokenizer):
     torch.manual_seed(0)
     config = MistralConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, sliding_window=6,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        sliding_window=6,
+    )
     policy = MistralForCausalLM(config).eval()
     prompt_ids, prompt_mask, samples = draw(policy, tokenizer, samples_per_prompt=2)
     assert prompt_ids.shape[1] > 2 * config.sliding_window
     ids, mask = samples.response_ids, samples.response_mask
-    logits, _ = forward_responses(policy, prompt_ids, prompt_mask, ids, mask)
+    logits, _ = forward_responses(policy, Tokens(prompt_ids, prompt_mask, ids, mask))
     close(token_logprobs(logits, ids) * mask, samples.logprobs)
     for row, (expected, _) in enumerate(plain_forward(policy, prompt_ids, prompt_mask, samples)):
         close(logits[row][mask[row]], expected)
+
+
+def test_without_the_layer_class_of_transformers_sampling_is_slower_but_the_same(
+    make_model, tokenizer, kind, monkeypatch, caplog
+):
+    policy = make_model(kind)
+    _, _, expected = draw(policy, tokenizer, samples_per_prompt=3)
+    with monkeypatch.context() as patch:
+        patch.delattr(cache_utils, "DynamicLayer")
+        poorer = importlib.reload(prompt_cache)
+    try:
+        assert [record.message for record in caplog.records] == [
+            "this transformers has no DynamicLayer: sampling copies its cache at each token"
+        ]
+        monkeypatch.setattr(generation, "prompt_cache", poorer.prompt_cache)
+        _, _, samples = draw(policy, tokenizer, samples_per_prompt=3)
+    finally:
+        importlib.reload(prompt_cache)
+    assert samples.response_ids.equal(expected.response_ids)
+    close(samples.logprobs, expected.logprobs)
 
 
 def test_the_pad_token_may_equal_eos(make_model, tokenizer):
@@ -290,7 +317,7 @@ def test_the_pad_token_may_equal_eos(make_model, tokenizer):
     assert ids[mask].equal(expected.response_ids[mask])
     assert (ids[~mask] == tokenizer.eos_token_id).all()
     assert (ids[mask] == tokenizer.eos_token_id).sum() == samples.ended.sum() > 0
-    logits, _ = forward_responses(policy, prompt_ids, prompt_mask, ids, mask)
+    logits, _ = forward_responses(policy, Tokens(prompt_ids, prompt_mask, ids, mask))
     close(token_logprobs(logits, ids) * mask, expected.logprobs)
 
 
@@ -311,13 +338,18 @@ def test_extra_left_padding_changes_nothing(make_model, tokenizer, kind):
     ids, mask = samples.response_ids, samples.response_mask
     padded_ids = torch.nn.functional.pad(prompt_ids, (7, 0), value=tokenizer.pad_token_id)
     padded_mask = torch.nn.functional.pad(prompt_mask, (7, 0))
-    logits, _ = forward_responses(policy, prompt_ids, prompt_mask, ids, mask)
-    padded_logits, _ = forward_responses(policy, padded_ids, padded_mask, ids, mask)
+    logits, _ = forward_responses(policy, Tokens(prompt_ids, prompt_mask, ids, mask))
+    padded_logits, _ = forward_responses(policy, Tokens(padded_ids, padded_mask, ids, mask))
     close(padded_logits[mask], logits[mask])
     again = sample(
-        policy, tokenizer, padded_ids, padded_mask,
-        max_new_tokens=10, samples_per_prompt=2, generator=seeded(policy, 0),
-    )  # fmt: skip
+        policy,
+        tokenizer,
+        padded_ids,
+        padded_mask,
+        max_new_tokens=10,
+        samples_per_prompt=2,
+        generator=seeded(policy, 0),
+    )
     assert again.response_ids.equal(ids)
     close(again.logprobs, samples.logprobs)
 
@@ -326,11 +358,11 @@ def test_what_lies_behind_the_end_of_a_response_changes_nothing(make_model, toke
     policy = make_model(kind)
     prompt_ids, prompt_mask, samples = draw(policy, tokenizer, samples_per_prompt=2)
     ids, mask = samples.response_ids, samples.response_mask
-    logits, _ = forward_responses(policy, prompt_ids, prompt_mask, ids, mask)
+    logits, _ = forward_responses(policy, Tokens(prompt_ids, prompt_mask, ids, mask))
     garbage, true = ids.masked_fill(~mask, 50), torch.ones(len(mask), 4, dtype=torch.bool)
     wider = torch.cat([garbage, torch.full((len(ids), 4), 60)], 1)
     wider_mask = torch.cat([mask, ~true], 1)
-    wider_logits, _ = forward_responses(policy, prompt_ids, prompt_mask, wider, wider_mask)
+    wider_logits, _ = forward_responses(policy, Tokens(prompt_ids, prompt_mask, wider, wider_mask))
     close(wider_logits[wider_mask], logits[mask])
 
 
@@ -348,9 +380,9 @@ def test_the_order_of_the_batch_changes_nothing(make_model, tokenizer, kind):
     policy = make_model(kind)
     prompt_ids, prompt_mask, samples = draw(policy, tokenizer)
     ids, mask, order = samples.response_ids, samples.response_mask, torch.tensor([2, 0, 1])
-    logits, _ = forward_responses(policy, prompt_ids, prompt_mask, ids, mask)
+    logits, _ = forward_responses(policy, Tokens(prompt_ids, prompt_mask, ids, mask))
     shuffled, _ = forward_responses(
-        policy, prompt_ids[order], prompt_mask[order], ids[order], mask[order]
+        policy, Tokens(prompt_ids[order], prompt_mask[order], ids[order], mask[order])
     )
     close(shuffled[mask[order]], logits[order][mask[order]])
 
@@ -362,7 +394,7 @@ def test_gradients_of_logprobs_are_those_of_autograd():
     weights = torch.randn(3, 5, generator=generator)
     own, expected = logits.clone().requires_grad_(), logits.clone().requires_grad_()
 
-    logprobs, entropy = logprobs_and_entropy(own, ids, 0.7)
+    logprobs, entropy = logprobs_and_entropy(own / 0.7, ids)
     (weights * logprobs).sum().backward()
     reference = token_logprobs(expected, ids, 0.7)
     (weights * reference).sum().backward()

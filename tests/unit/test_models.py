@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import OPTForCausalLM
 
-from rlhf_helpers import models
+from rlhf_helpers import models, quantisation
 from rlhf_helpers.models import (
     add_lora,
     attention,
@@ -306,6 +306,24 @@ def test_4_bit_weights_can_train_after_an_inference(saved):
     model(input_ids=IDS % 30).logits.sum().backward()
     missing = [n for n, p in model.named_parameters() if "lora_B" in n and p.grad is None]
     assert not missing
+
+
+def test_a_bitsandbytes_without_the_switch_is_told_of_in_one_line(make_model, tmp_path, caplog):
+    make_model("opt").save_pretrained(tmp_path)
+    make_layer = bitsandbytes.nn.Linear4bit.__init__
+
+    def without(self, *arguments, **options):
+        make_layer(self, *arguments, **options)
+        del self.support_avx512bf16_for_cpu
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bitsandbytes.nn.Linear4bit, "__init__", without)
+        load_policy(tmp_path, 4)
+    told = [record.message for record in caplog.records if record.name == quantisation.__name__]
+    assert len(told) == 1 and told[0].startswith("this bitsandbytes has no support_avx512bf16")
+    caplog.clear()
+    load_policy(tmp_path, 4)
+    assert not [record for record in caplog.records if record.name == quantisation.__name__]
 
 
 def test_merged_weights_are_bfloat16_on_gpus(saved, monkeypatch):

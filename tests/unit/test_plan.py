@@ -24,7 +24,7 @@ from transformers import (
 from trl.kernels import chunked_logprob
 from trl.trainer import utils
 
-from rlhf_helpers import generation, scales
+from rlhf_helpers import generation, logprobs, scales
 from rlhf_helpers.commands.main import parse
 from rlhf_helpers.commands.plan import activations
 from rlhf_helpers.commands.plan import command as plan_command
@@ -256,11 +256,12 @@ def test_ppo_holds_the_predicted_activations_and_logits(kind, tmp_path):
     model = real_model(config, SHAPES[kind], tmp_path)
     prompts, prompt_mask = ids(2, 25)
     answers, mask = ids(4, 40)
+    tokens = logprobs.Tokens(prompts, prompt_mask, answers, mask)
     with Alive() as alive:
-        logits, hidden = generation.forward_responses(model, prompts, prompt_mask, answers, mask)
+        logits, hidden = logprobs.forward_responses(model, tokens)
         activations = alive.bytes(model) - size(logits)
     with Alive() as alive:
-        kept = [hidden, *generation.logprobs_and_entropy(logits, answers, 1.0)]
+        kept = [hidden, *logprobs.logprobs_and_entropy(logits, answers)]
         overwritten = alive.bytes(model)  # the logits' own memory, and little else
     del kept
     close(activation_bytes(config, SHAPES[kind], batch), activations)

@@ -13,9 +13,13 @@ from transformers import AutoModelForCausalLM, OPTConfig, PreTrainedModel, PreTr
 from rlhf_helpers.ppo import PPOConfig, PPOTrainer
 
 LEARNING = {
-    "steps": 25, "batch_size": 32, "mini_batch_size": 16, "samples_per_prompt": 8,
-    "missing_eos_penalty": 0.0, "learning_rate": 3e-3,
-}  # fmt: skip
+    "steps": 25,
+    "batch_size": 32,
+    "mini_batch_size": 16,
+    "samples_per_prompt": 8,
+    "missing_eos_penalty": 0.0,
+    "learning_rate": 3e-3,
+}
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -46,10 +50,19 @@ BONUS = 0.5 * torch.eye(5).roll(1, 0)  # of the second of two actions, given the
 def make_bandit(seed: int) -> PreTrainedModel:
     """A policy of five actions, far from even, and another one for another seed."""
     config = OPTConfig(
-        vocab_size=5, hidden_size=16, word_embed_proj_dim=16, ffn_dim=16, num_hidden_layers=1,
-        num_attention_heads=2, max_position_embeddings=16, init_std=0.4, dropout=0.0,
-        pad_token_id=0, bos_token_id=1, eos_token_id=1,
-    )  # fmt: skip
+        vocab_size=5,
+        hidden_size=16,
+        word_embed_proj_dim=16,
+        ffn_dim=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        init_std=0.4,
+        dropout=0.0,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=1,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config).eval()
@@ -59,8 +72,9 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     vocabulary = {action: i for i, action in enumerate(ACTIONS)}
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token="c")),
-        pad_token="<pad>", eos_token="</s>",
-    )  # fmt: skip
+        pad_token="<pad>",
+        eos_token="</s>",
+    )
 
 
 @torch.no_grad()
@@ -92,10 +106,19 @@ def test_a_bandit_reaches_the_closed_form_optimum(tokens, kl_coef):
     assert distance() > 0.4
     for learning_rate, steps in ((3e-3, 80), (3e-4, 20)):
         config = PPOConfig(
-            kl_coef=kl_coef, learning_rate=learning_rate, value_learning_rate=3e-2, steps=steps,
-            warmup_steps=1, ppo_epochs=4, batch_size=512, mini_batch_size=512, lam=1.0,
-            samples_per_prompt=512, min_new_tokens=tokens, max_new_tokens=tokens,
-        )  # fmt: skip
+            kl_coef=kl_coef,
+            learning_rate=learning_rate,
+            value_learning_rate=3e-2,
+            steps=steps,
+            warmup_steps=1,
+            ppo_epochs=4,
+            batch_size=512,
+            mini_batch_size=512,
+            lam=1.0,
+            samples_per_prompt=512,
+            min_new_tokens=tokens,
+            max_new_tokens=tokens,
+        )
         trainer = PPOTrainer(policy, make_tokenizer(), config)
         trainer.reference = reference
         for _ in range(config.steps):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from ppo_helpers import PROMPTS, SMALL, STATS, run, same, upper_share, weights
 
-from rlhf_helpers.generation import forward_responses, token_logprobs
+from rlhf_helpers.logprobs import forward_responses, token_logprobs
 from rlhf_helpers.ppo import PPOConfig, adapted_kl_coef, critic, pretraining_loss
 
 close = torch.testing.assert_close
@@ -105,10 +105,7 @@ def test_lengths_are_drawn_between_the_two_and_no_eos_stops(make_trainer, tokeni
     rollout = rollouts[0]
     inside = (rollout.response_ids == tokenizer.eos_token_id)[:, :-1] & rollout.response_mask[:, 1:]
     assert inside.any()
-    logits, _ = forward_responses(
-        trainer.policy, rollout.prompt_ids, rollout.prompt_mask,
-        rollout.response_ids, rollout.response_mask,
-    )  # fmt: skip
+    logits, _ = forward_responses(trainer.policy, rollout)
     expected = token_logprobs(logits, rollout.response_ids) * rollout.response_mask
     close(rollout.logprobs, expected, rtol=0, atol=1e-5)
 
@@ -158,8 +155,12 @@ def test_accumulated_parts_make_the_step_of_the_whole_mini_batch(make_trainer):
     for trainer, stats in zip(trainers[1:], histories[1:], strict=True):
         assert stats == pytest.approx(histories[0], rel=1e-3, abs=1e-5)
         for name, gradient in trainer.policy.named_parameters():
-            close(gradient.grad, dict(trainers[0].policy.named_parameters())[name].grad,
-                  rtol=1e-3, atol=1e-5)  # fmt: skip
+            close(
+                gradient.grad,
+                dict(trainers[0].policy.named_parameters())[name].grad,
+                rtol=1e-3,
+                atol=1e-5,
+            )
 
 
 def test_the_gradient_is_clipped_once_a_mini_batch_however_it_is_cut(make_trainer):
@@ -223,8 +224,9 @@ def test_ptx_lowers_the_pretraining_loss(make_trainer):
         trainer = make_trainer(documents=DOCUMENTS[:3], ptx_coef=coef)
         history = run(trainer, 8)
         assert ("ptx_loss" in history[0]) == (coef > 0)
-        batch = trainer.tokenizer(DOCUMENTS[:3], padding=True, return_tensors="pt",
-                                  padding_side="right")  # fmt: skip
+        batch = trainer.tokenizer(
+            DOCUMENTS[:3], padding=True, return_tensors="pt", padding_side="right"
+        )
         with torch.no_grad():
             logits = trainer.policy(**batch).logits
         losses[coef] = pretraining_loss(logits, batch["input_ids"], batch["attention_mask"]).item()
@@ -313,9 +315,15 @@ def test_a_critic_must_have_the_policy_s_tokens_and_kind(make_model, tokenizer):
 
 def test_with_every_option_the_statistics_are_the_promised_ones_and_theirs(make_trainer):
     trainer = make_trainer(
-        documents=DOCUMENTS[:2], ptx_coef=0.1, adaptive_kl=True, target_kl=0.5, score_clip=1.0,
-        critic="separate", gradient_accumulation_steps=2, min_new_tokens=2,
-    )  # fmt: skip
+        documents=DOCUMENTS[:2],
+        ptx_coef=0.1,
+        adaptive_kl=True,
+        target_kl=0.5,
+        score_clip=1.0,
+        critic="separate",
+        gradient_accumulation_steps=2,
+        min_new_tokens=2,
+    )
     rollout = trainer.rollout(PROMPTS)
     stats = trainer.step(rollout, upper_share(rollout))
     assert stats.keys() == STATS | {"ptx_loss", "optimizer_steps"}
@@ -324,10 +332,17 @@ def test_with_every_option_the_statistics_are_the_promised_ones_and_theirs(make_
 @pytest.mark.parametrize("lora", [False, True])
 def test_what_the_options_change_is_in_the_state(make_trainer, lora, tmp_path):
     settings = {
-        "lora": lora, "documents": DOCUMENTS[:2], "ptx_coef": 0.1, "adaptive_kl": True,
-        "kl_target": 0.5, "kl_horizon": 20, "critic": "separate", "min_new_tokens": 2,
-        "gradient_accumulation_steps": 2, "target_kl": 0.5,
-    }  # fmt: skip
+        "lora": lora,
+        "documents": DOCUMENTS[:2],
+        "ptx_coef": 0.1,
+        "adaptive_kl": True,
+        "kl_target": 0.5,
+        "kl_horizon": 20,
+        "critic": "separate",
+        "min_new_tokens": 2,
+        "gradient_accumulation_steps": 2,
+        "target_kl": 0.5,
+    }
     trainer = make_trainer(**settings)
     run(trainer, 2)
     torch.save(

@@ -47,15 +47,27 @@ def ranks(folder) -> list[dict]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu",
-              "--num_processes=2", "--num_machines=1", "--mixed_precision=no",
-              "--dynamo_backend=no", f"--main_process_port={port}"]  # fmt: skip
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.accelerate_cli",
+        "launch",
+        "--multi_gpu",
+        "--num_processes=2",
+        "--num_machines=1",
+        "--mixed_precision=no",
+        "--dynamo_backend=no",
+        f"--main_process_port={port}",
+    ]
     environment = os.environ | {"RLHF_MATMUL_PRECISION": "highest", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     done = subprocess.run(
         [*launch, two_processes.__file__, str(folder)],
-        capture_output=True, text=True, env=environment, cwd=folder,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=folder,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 

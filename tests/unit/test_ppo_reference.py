@@ -114,9 +114,15 @@ def test_the_gradients_of_the_weights_are_those_of_every_response_alone(make_tra
     Each of these goes through a float64 copy of the policy alone, without padding or cache.
     """
     trainer = make_trainer(
-        kind, critic=critic, temperature=0.8, mini_batch_size=8, max_grad_norm=1e9,
-        gradient_accumulation_steps=2, cliprange=0.01, ppo_epochs=1,
-    )  # fmt: skip
+        kind,
+        critic=critic,
+        temperature=0.8,
+        mini_batch_size=8,
+        max_grad_norm=1e9,
+        gradient_accumulation_steps=2,
+        cliprange=0.01,
+        ppo_epochs=1,
+    )
     torch.nn.init.constant_(trainer.value_head.weight, 0.05)
     rollout = trainer.rollout(PROMPTS)
     scores, mask, config = upper_share(rollout), rollout.response_mask, trainer.config

@@ -23,9 +23,13 @@ from rlhf_helpers.schemas import write_jsonl
 BASE = Scale("smoke").base_model
 PROMPTS = ["A post about my cat [summary]:", "Why not? [summary]:"]
 OPTIONS = {
-    "ptx_coef": 0.1, "adaptive_kl": True, "kl_target": 0.01, "kl_horizon": 20.0,
-    "critic": "separate", "gradient_accumulation_steps": 2,
-}  # fmt: skip
+    "ptx_coef": 0.1,
+    "adaptive_kl": True,
+    "kl_target": 0.01,
+    "kl_horizon": 20.0,
+    "critic": "separate",
+    "gradient_accumulation_steps": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +54,11 @@ def folders(reward_folder, tmp_path_factory) -> dict[str, Path]:
         folder / "documents.jsonl", [{"text": text} for text in ("A short one.", "Another")]
     )
     return {
-        "model": BASE, "reward_model": reward_folder, "data": folder / "prompts.jsonl",
+        "model": BASE,
+        "reward_model": reward_folder,
+        "data": folder / "prompts.jsonl",
         "ptx_data": folder / "documents.jsonl",
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture(autouse=True)
@@ -107,9 +113,20 @@ def stop_after(steps: int, config, monkeypatch) -> None:
 
 def test_options_on_the_command_line_reach_the_run(arguments, tmp_path):
     options = [
-        "--ptx-coef", "0.5", "--adaptive-kl", "--critic", "separate", "--score-clip", "2",
-        "--target-kl", "0.2", "--gradient-accumulation-steps", "2", "--min-new-tokens", "4",
-    ]  # fmt: skip
+        "--ptx-coef",
+        "0.5",
+        "--adaptive-kl",
+        "--critic",
+        "separate",
+        "--score-clip",
+        "2",
+        "--target-kl",
+        "0.2",
+        "--gradient-accumulation-steps",
+        "2",
+        "--min-new-tokens",
+        "4",
+    ]
     assert main(arguments + options) == 0
     report = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert report["config"]["adaptive_kl"] is True
@@ -199,8 +216,14 @@ def test_the_command_line_says_so_in_one_line(arguments, monkeypatch, capsys, wh
 
 
 def quantised(bits: int, **changes) -> PPOTrainer:
-    settings = {"batch_size": 8, "mini_batch_size": 4, "max_new_tokens": 8, "steps": 3,
-                "learning_rate": 3e-3, "warmup_steps": 1}  # fmt: skip
+    settings = {
+        "batch_size": 8,
+        "mini_batch_size": 4,
+        "max_new_tokens": 8,
+        "steps": 3,
+        "learning_rate": 3e-3,
+        "warmup_steps": 1,
+    }
     with torch.random.fork_rng():
         torch.manual_seed(0)
         policy = add_lora(load_policy(BASE, bits), rank=4)
@@ -248,9 +271,7 @@ def test_only_the_adapter_learns_and_the_reference_stays(bits):
     changed = {name for name, weight in before.items() if not weight.equal(after[name])}
     assert changed and all("lora_" in name for name in changed)
     assert abs(history[-1]["kl"]) > 0.01
-    batch = [first.prompt_ids, first.prompt_mask, first.response_ids, first.response_mask]
-    rows = trainer.config.mini_batch_size  # 8 bits feel what shares a batch
-    again = ppo.rollout.reference_logprobs(trainer.policy, None, batch, 1.0, rows)
+    again = ppo.rollout.reference_logprobs(trainer.policy, None, first, trainer.config)
     torch.testing.assert_close(again, first.ref_logprobs, rtol=0, atol=1e-5)
 
 

@@ -15,7 +15,7 @@ from ppo_helpers import (
 )
 from torch.distributions import Categorical
 
-from rlhf_helpers.generation import forward_responses
+from rlhf_helpers.logprobs import forward_responses
 
 # ---- statistics ----------------------------------------------------------------------------
 
@@ -47,9 +47,7 @@ def test_the_statistics_of_a_single_update_are_what_their_names_say(make_trainer
     rollout = trainer.rollout(PROMPTS)
     mask, scores = rollout.response_mask, upper_share(rollout)
     with torch.no_grad():
-        logits, _ = forward_responses(
-            trainer.policy, rollout.prompt_ids, rollout.prompt_mask, rollout.response_ids, mask
-        )
+        logits, _ = forward_responses(trainer.policy, rollout)
     entropy = Categorical(logits=logits).entropy()[mask].mean()
     stats = trainer.step(rollout, scores)
     returns = scores[:, None] * 0.95 ** (mask.sum(1, keepdim=True) - 1 - torch.arange(8))

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import textwrap
 from dataclasses import replace
 
 import pytest
@@ -11,8 +12,9 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
-from rlhf_helpers import ppo
-from rlhf_helpers.generation import encode_prompts, forward_responses, token_logprobs
+from rlhf_helpers import logprobs, ppo
+from rlhf_helpers.generation import encode_prompts
+from rlhf_helpers.logprobs import Tokens, forward_responses, token_logprobs
 from rlhf_helpers.models import without_dropout
 from rlhf_helpers.ppo import (
     PPOConfig,
@@ -67,10 +69,7 @@ def test_the_reference_stays_what_the_policy_was(make_trainer, make_model, lora)
     run(trainer, 2)
     rollout = trainer.rollout(PROMPTS)
     with torch.no_grad():
-        logits, _ = forward_responses(
-            original, rollout.prompt_ids, rollout.prompt_mask,
-            rollout.response_ids, rollout.response_mask,
-        )  # fmt: skip
+        logits, _ = forward_responses(original, rollout)
     expected = token_logprobs(logits, rollout.response_ids) * rollout.response_mask
     close(rollout.ref_logprobs, expected, rtol=0, atol=1e-5)
     assert (rollout.logprobs - expected).abs().max() > 0.01
@@ -218,12 +217,15 @@ def test_there_are_as_many_optimiser_steps_as_epochs_times_mini_batches(make_tra
     assert len(steps) == 3 * 2
 
 
-def real_tokens(prompt_ids, prompt_mask, response_ids, response_mask) -> list[tuple]:
-    """Of each row, the tokens of its prompt and of its response, without padding."""
-    repeat = len(response_ids) // len(prompt_ids)
+def real_tokens(tokens: Tokens) -> list[tuple]:
+    """The tokens of each response and of its prompt, without padding."""
+    repeat = tokens.samples_per_prompt
     prompts, responses = (
         [tuple(i[m.bool()].tolist()) for i, m in zip(ids, mask, strict=True)]
-        for ids, mask in ((prompt_ids, prompt_mask), (response_ids, response_mask))
+        for ids, mask in (
+            (tokens.prompt_ids, tokens.prompt_mask),
+            (tokens.response_ids, tokens.response_mask),
+        )
     )
     return [(prompts[i // repeat], response) for i, response in enumerate(responses)]
 
@@ -231,19 +233,16 @@ def real_tokens(prompt_ids, prompt_mask, response_ids, response_mask) -> list[tu
 def test_every_epoch_takes_every_response_once_with_no_needless_padding(make_trainer, monkeypatch):
     trainer, taken, shapes = make_trainer(ppo_epochs=4), [], set()
     rollout = trainer.rollout(PROMPTS)
-    expected = real_tokens(
-        rollout.prompt_ids, rollout.prompt_mask, rollout.response_ids, rollout.response_mask
-    )
+    expected = real_tokens(rollout)
 
-    def spy(policy, *batch):
-        _, prompt_mask, _, response_mask = batch
-        assert prompt_mask[:, 0].any()
-        assert response_mask[:, -1].any()
-        shapes.add((prompt_mask.shape[1], response_mask.shape[1]))
-        taken.extend(real_tokens(*batch))
-        return forward_responses(policy, *batch)
+    def spy(policy, tokens):
+        assert tokens.prompt_mask[:, 0].any()
+        assert tokens.response_mask[:, -1].any()
+        shapes.add((tokens.prompt_mask.shape[1], tokens.response_mask.shape[1]))
+        taken.extend(real_tokens(tokens))
+        return forward_responses(policy, tokens)
 
-    monkeypatch.setattr(ppo.trainer.generation, "forward_responses", spy)
+    monkeypatch.setattr(logprobs, "forward_responses", spy)
     trainer.step(rollout, upper_share(rollout))
     epochs = [taken[i : i + 8] for i in range(0, 32, 8)]
     assert len(taken) == 32
@@ -385,3 +384,53 @@ def test_the_value_head_fits_a_policy_whose_embeddings_have_another_size(make_mo
     policy = without_dropout(make_model("opt", word_embed_proj_dim=16))
     history = run(PPOTrainer(policy, tokenizer, PPOConfig(**SMALL)), 1)
     assert math.isfinite(history[0]["value_loss"])
+
+
+# ---- parts of one's own --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_kl_is_measured_to_the_reference_that_was_given(
+    make_trainer, make_model, tokenizer, lora
+):
+    policy = make_trainer(lora=lora).policy
+    own = without_dropout(make_model("opt", seed=7))
+    trainer = PPOTrainer(policy, tokenizer, PPOConfig(**SMALL), reference=own)
+    assert trainer.reference is own  # no copy is made
+    rollout = trainer.rollout(PROMPTS)
+    with torch.no_grad():
+        logits, _ = forward_responses(own, rollout)
+    expected = token_logprobs(logits, rollout.response_ids) * rollout.response_mask
+    close(rollout.ref_logprobs, expected, rtol=0, atol=1e-5)
+    before = {name: p.detach().clone() for name, p in own.named_parameters()}
+    assert trainer.step(rollout, upper_share(rollout))["kl"] > 1
+    assert all(p.equal(before[name]) for name, p in own.named_parameters())
+
+
+def test_a_reference_that_cannot_be_one_is_refused(make_model, tokenizer):
+    policy, config = make_model("opt"), PPOConfig(**SMALL)
+    with pytest.raises(ValueError, match="the reference is the policy itself"):
+        PPOTrainer(policy, tokenizer, config, reference=policy)
+    other = make_model("gpt2")
+    other.resize_token_embeddings(50)
+    with pytest.raises(ValueError, match="the reference knows 50 tokens, the tokenizer has 98"):
+        PPOTrainer(policy, tokenizer, config, reference=other)
+
+
+def test_the_example_of_an_estimator_of_one_s_own_does_what_it_says(make_trainer):
+    """The class in the docstring of `PPOTrainer.advantages`, as it stands there."""
+    _, example = PPOTrainer.advantages.__doc__.split("class ")
+    namespace = {"PPOTrainer": PPOTrainer, "masked_mean": ppo.masked_mean}
+    exec("class " + textwrap.dedent(" " * 12 + example), namespace)
+    plain = make_trainer()
+    trainer = namespace["BatchMean"](plain.policy, plain.tokenizer, plain.config)
+    rollout = trainer.rollout(PROMPTS)
+    mask, scores = rollout.response_mask, upper_share(rollout)
+    advantages, returns = trainer.advantages(rollout, scores)
+    final = scores - 1.0 * ~rollout.ended  # the KL to the reference is 0
+    close(returns, final[:, None] * mask, rtol=0, atol=1e-5)
+    close(advantages.sum(), torch.tensor(0.0), rtol=0, atol=1e-4)
+    assert advantages[~mask].abs().sum() == 0
+    before = upper_share(rollout).mean()
+    run(trainer, 8)
+    assert upper_share(trainer.rollout(PROMPTS)).mean() > before + 0.1

@@ -16,10 +16,18 @@ from rlhf_helpers.ppo import PPOConfig, PPOTrainer, Rollout
 from rlhf_helpers.scales import Scale
 
 SETTINGS = {
-    "batch_size": 8, "mini_batch_size": 8, "samples_per_prompt": 2, "steps": 3,
-    "min_new_tokens": 1, "max_new_tokens": 8,  # processes hold unequal numbers of tokens
-    "warmup_steps": 1, "ppo_epochs": 1, "learning_rate": 1e-3, "ptx_coef": 0.1, "adaptive_kl": True,
-}  # fmt: skip
+    "batch_size": 8,
+    "mini_batch_size": 8,
+    "samples_per_prompt": 2,
+    "steps": 3,
+    "min_new_tokens": 1,
+    "max_new_tokens": 8,  # processes hold unequal numbers of tokens
+    "warmup_steps": 1,
+    "ppo_epochs": 1,
+    "learning_rate": 1e-3,
+    "ptx_coef": 0.1,
+    "adaptive_kl": True,
+}
 DOCUMENTS = ["One document, so that all draw the same."]
 
 
@@ -75,8 +83,12 @@ def whole_run(folder: Path) -> dict:
         return seen[-1]
 
     torch.optim.AdamW.step, PPOTrainer.rollout = counted, watched
-    changes = {"reward_model": folder / "reward", "model": Scale("smoke").base_model,
-               "data": folder / "prompts.jsonl", "critic": "separate"}  # fmt: skip
+    changes = {
+        "reward_model": folder / "reward",
+        "model": Scale("smoke").base_model,
+        "data": folder / "prompts.jsonl",
+        "critic": "separate",
+    }
     config = Scale("smoke").config("ppo", output_dir=folder / "run", steps=3, **changes)
     history = ppo.train(config).history
     return {

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from rlhf_helpers import generation
 from rlhf_helpers.commands.plan.weights import quantised_layers, skeleton
 from rlhf_helpers.configs import PPORunConfig, StageConfig, TRLStageConfig
+from rlhf_helpers.logprobs import Tokens, forward_responses
 
 try:  # PyTorch's documentation describes it, yet it lies in a private module
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -89,7 +89,7 @@ def _trunk(model: PreTrainedModel, config: StageConfig, batch: Batch) -> Any:
     if isinstance(config, PPORunConfig):
         prompts = torch.ones(rows // min(rows, config.samples_per_prompt), prompt, dtype=torch.long)
         answers = torch.ones(rows, response, dtype=torch.long)
-        return generation.forward_responses(model, prompts, prompts, answers, answers == 1)
+        return forward_responses(model, Tokens(prompts, prompts, answers, answers == 1))
     ids = torch.ones(rows, prompt + response, dtype=torch.long)
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     cache = {"use_cache": False} if hasattr(model.config, "use_cache") else {}

@@ -19,8 +19,8 @@ from unittest.mock import patch
 import torch
 
 from rlhf_helpers import reward_model
-from rlhf_helpers.generation import response_logprobs
 from rlhf_helpers.little_world.annotators import gold_scores
+from rlhf_helpers.logprobs import response_logprobs
 from rlhf_helpers.models import load_policy, load_tokenizer
 from rlhf_helpers.ppo import PPOTrainer, Rollout, prompt_batches
 from rlhf_helpers.scales import HACKING, Scale
@@ -37,8 +37,7 @@ class StaleSampler(PPOTrainer):
         policy, self.policy = self.policy, self.reference
         rollout = super().rollout(prompts)
         self.policy = policy
-        batch = (rollout.prompt_ids, rollout.prompt_mask, rollout.response_ids)
-        return replace(rollout, logprobs=response_logprobs(policy, *batch, rollout.response_mask))
+        return replace(rollout, logprobs=response_logprobs(policy, rollout))
 
 
 def ppo(
@@ -101,15 +100,17 @@ RUNS: dict[str, Callable[[], list[dict]]] = {
     "no_value_loss": lambda: ppo(vf_coef=0.0, value_learning_rate=0.0, steps=16),
     "one_answer_rewarded": lambda: ppo(
         lambda rollout: [SequenceMatcher(None, ANSWER, text).ratio() for text in rollout.responses],
-        kl_coef=0.0, learning_rate=1e-3,
+        kl_coef=0.0,
+        learning_rate=1e-3,
     ),
     "words_rewarded": lambda: ppo(
         lambda rollout: [len(text.split()) / 10 for text in rollout.responses],
-        missing_eos_penalty=0.0, learning_rate=5e-4,
+        missing_eos_penalty=0.0,
+        learning_rate=5e-4,
     ),
     "drawn_by_lot": drawn_by_lot,
     "half_precision": half_precision,
-}  # fmt: skip
+}
 
 
 def rounded(row: dict) -> str:
