@@ -95,11 +95,10 @@ def run_notebooks(
     jobs = default_jobs(scale) if jobs is None else jobs
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}: at least one notebook must run at a time")
-    variables = KERNEL_VARIABLES | ({} if scale in POLICIES else ONE_THREAD)
     waiting, running, failures = list(paths), dict[Future, Path](), dict[str, str]()
     progress = Progress(len(paths))
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, spawn, _set_environment, (variables,)) as pool:
+    with ProcessPoolExecutor(jobs, spawn, _set_environment, (_variables(scale),)) as pool:
         try:
             while waiting or running:
                 for path in _ready(waiting, running.values())[: jobs - len(running)]:
@@ -120,6 +119,19 @@ def run_notebooks(
                 worker.terminate()
             raise
     return failures
+
+
+def _variables(scale: str) -> dict[str, str]:
+    """Return the environment variables of the kernels at a scale.
+
+    The precision of matrix products is measured here, before the notebooks slow each other down:
+    on a busy processor the notebooks might choose differently.
+    """
+    if scale in POLICIES:
+        return KERNEL_VARIABLES
+    from rlhf_helpers.models import matmul_precision
+
+    return KERNEL_VARIABLES | ONE_THREAD | {"RLHF_MATMUL_PRECISION": matmul_precision()}
 
 
 def _set_environment(variables: dict[str, str]) -> None:
