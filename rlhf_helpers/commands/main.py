@@ -15,7 +15,7 @@ from rlhf_helpers import scales
 
 # name -> its module, with `add_arguments(parser)` and `run(options)`, and one line of help
 COMMANDS = {
-    "course": ("course", "run the notebooks in order, show the results"),
+    "course": ("course", "run the notebooks, show the results"),
     "data": ("data", "write the data sets of the little world again"),
     "train": ("train", "train one stage"),
     "evaluate": ("evaluate", "measure a policy and the reward model on held-out data"),
