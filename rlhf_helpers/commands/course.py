@@ -69,8 +69,6 @@ def run_course(
     failures = run_notebooks(paths, scale, seed, in_place, jobs)
     if len(failures) < len(paths):
         _print_results(scale)
-    for message in failures.values():
-        print(f"\n{message}", file=sys.stderr)
     return 1 if failures else 0
 
 
@@ -111,6 +109,7 @@ def run_notebooks(
                     seconds = progress.end(name, failed=bool(message))
                     if message:
                         failures[name] = message
+                        print(f"\n{message}\n", file=sys.stderr, flush=True)
                     else:
                         record_results(scale, name, {"seconds": round(seconds, 1)})
                 progress.show()
