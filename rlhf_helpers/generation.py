@@ -21,11 +21,11 @@ from rlhf_helpers.prompt_cache import prompt_cache
 class Samples:
     """Sampled responses."""
 
-    response_ids: Tensor  # (B, R) padded with pad_token_id; the EOS is part of the response
+    response_ids: Tensor  # (B, R) right padded; the EOS is part of the response
     response_mask: Tensor  # (B, R) bool, True on real tokens
     logprobs: Tensor  # (B, R) log-probs of the sampled tokens at the sampling temperature, else 0
     hidden: Tensor | None  # (B, R, H) last hidden states, when asked for
-    ended: Tensor  # (B,) bool, True if the response ends with EOS
+    ended: Tensor  # (B,) bool, True if the response ends with one of `end_ids`
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> tuple[Tensor, Tensor]:
@@ -37,6 +37,24 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> tu
 def seeded(policy: PreTrainedModel, seed: int) -> torch.Generator:
     """A random generator on the policy's device."""
     return torch.Generator(policy.device).manual_seed(seed)
+
+
+def end_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that end a response: the tokenizer's EOS and all of the model's generation config.
+
+    Chat models list several there, such as the end of a turn. Raises ValueError for a tokenizer
+    without EOS.
+    """
+    config = getattr(policy, "generation_config", None)
+    listed = getattr(config, "eos_token_id", None)
+    listed = listed if isinstance(listed, list) else [listed]
+    if tokenizer.eos_token_id is None:
+        known = tokenizer.convert_ids_to_tokens([i for i in listed if i is not None])
+        raise ValueError(
+            "the tokenizer has no EOS token, so no response could end: set tokenizer.eos_token, or "
+            f'"eos_token" in its tokenizer_config.json (the model ends at {known or "no token"})'
+        )
+    return sorted({tokenizer.eos_token_id, *(i for i in listed if i is not None)})
 
 
 @torch.no_grad()
@@ -55,11 +73,12 @@ def sample(
 ) -> Samples:
     """Sample K responses to each of G prompts (G, P); temperature 0 is greedy.
 
-    With `lengths` (B,), of at most max_new_tokens, each response gets exactly so many tokens: EOS
-    is a token like any other. Responses that have ended leave the batch, so that short ones cost
-    little.
+    A response ends with any of `end_ids`, or at max_new_tokens. With `lengths` (B,), of at most
+    max_new_tokens, each gets exactly so many tokens: EOS is a token like any other. Responses that
+    have ended leave the batch. Raises FloatingPointError for logits that are NaN or infinite.
     """
     policy.eval()
+    chooser = _Chooser(policy, tokenizer, temperature, generator)
     cache = prompt_cache(policy, prompt_ids, prompt_mask, samples_per_prompt, roomy=True)
     token = prompt_ids[:, -1:].repeat_interleave(samples_per_prompt, 0)
     mask = prompt_mask.repeat_interleave(samples_per_prompt, 0)
@@ -67,9 +86,9 @@ def sample(
     rows = torch.arange(len(mask), device=mask.device)  # which responses the batch still holds
     for step in range(max_new_tokens):
         logits, hidden = _read(policy, token, mask, cache, keep_hidden)
-        token, logprobs = _choose(logits, temperature, generator)
+        token, logprobs = chooser.choose(logits)
         _write(found, rows, step, token, logprobs, hidden)
-        found.ended[rows] = token[:, 0] == tokenizer.eos_token_id
+        found.ended[rows] = torch.isin(token[:, 0], chooser.ends)
         on = ~found.ended[rows] if lengths is None else lengths[rows] > step + 1
         going = on.nonzero()[:, 0]
         if not len(going):
@@ -97,13 +116,47 @@ def _read(
     return output.logits[:, -1], hidden
 
 
-def _choose(
-    logits: Tensor, temperature: float, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
-    """The next token of each row, drawn from logits (B, V), and its log-prob; both (B, 1)."""
-    scores = torch.log_softmax(scaled(logits, temperature or 1.0), dim=-1)
-    token = _draw(scores.exp(), generator) if temperature else scores.argmax(-1, keepdim=True)
-    return token, scores.gather(1, token)
+class _Chooser:
+    """Chooses next tokens, among those that the tokenizer knows.
+
+    Embeddings may have more rows than the tokenizer has tokens; such ids would decode to nothing.
+    The log-probs are those of the whole softmax, which the training pass computes again.
+    """
+
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        temperature: float,
+        generator: torch.Generator | None,
+    ):
+        self.tokenizer, self.temperature, self.generator = tokenizer, temperature, generator
+        self.ends = torch.tensor(end_ids(policy, tokenizer), device=policy.device)
+        self.unknown: Tensor | None = None  # (V,) bool, True on ids that are no token
+
+    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """The next token of each row, drawn from logits (B, V), and its log-prob; both (B, 1)."""
+        scores = torch.log_softmax(scaled(logits, self.temperature or 1.0), dim=-1)
+        choices = scores
+        if scores.shape[-1] > len(self.tokenizer):
+            choices = scores.masked_fill(self._unknown(scores.shape[-1]), -torch.inf)
+        if self.temperature:
+            token = _draw(choices.exp(), self.generator)
+        else:
+            token = choices.argmax(-1, keepdim=True)
+        logprobs = scores.gather(1, token)
+        if not logprobs.isfinite().all():  # a NaN or +inf anywhere in a row reaches all of it
+            raise FloatingPointError(
+                "the policy's logits are NaN or infinite: its weights have diverged, or overflow "
+                "16 bits; load an earlier checkpoint, lower the learning rate, or use float32"
+            )
+        return token, logprobs
+
+    def _unknown(self, words: int) -> Tensor:
+        if self.unknown is None:
+            self.unknown = torch.ones(words, dtype=torch.bool, device=self.ends.device)
+            self.unknown[list(self.tokenizer.get_vocab().values())] = False
+        return self.unknown
 
 
 def _draw(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -159,9 +212,23 @@ def _trimmed(found: Samples) -> Samples:
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, samples: Samples) -> list[str]:
-    """The responses as texts, as they stand after the prompt (with the blank in front)."""
-    rows = zip(samples.response_ids, samples.response_mask, strict=True)
-    return tokenizer.batch_decode([ids[keep] for ids, keep in rows], skip_special_tokens=True)
+    """The responses as texts, as they stand after the prompt (with the blank in front).
+
+    Decoders of the SentencePiece kind drop a blank at the start of a text, so the responses are
+    decoded behind a letter, which is then taken away.
+    """
+    letter = tokenizer("a", add_special_tokens=False)["input_ids"]
+    front = tokenizer.decode(letter, skip_special_tokens=True)
+    rows = []
+    for ids, mask, ended in zip(
+        samples.response_ids, samples.response_mask, samples.ended, strict=True
+    ):
+        real = ids[mask].tolist()
+        rows.append(letter + (real[:-1] if ended else real))  # without the token that ended it
+    texts = tokenizer.batch_decode(
+        rows, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return [text.removeprefix(front) for text in texts]
 
 
 @dataclass

@@ -78,10 +78,11 @@ def adapted_kl_coef(
 
     It changes in proportion to the relative error, which counts as +-0.2 at most. `kl` is the mean
     KL of a response in nats. `kl_horizon` is the number of responses over which an error of e
-    multiplies the coefficient by about exp(e).
+    multiplies the coefficient by about exp(e); with a shorter one than a step's responses, a step
+    still changes the coefficient by the error at most, so that it stays above 0.
     """
     error = max(-0.2, min(0.2, kl / kl_target - 1))
-    return kl_coef * (1 + error * responses / kl_horizon)
+    return kl_coef * (1 + error * min(1.0, responses / kl_horizon))
 
 
 def gae(

@@ -55,8 +55,13 @@ def step_statistics(
 
 
 def explained_variance(unexplained: Tensor, returns: Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns): 1 for a perfect critic, 0 for a constant one."""
-    variance = returns.var(unbiased=False).clamp(min=1e-8)
+    """1 - Var(returns - values) / Var(returns): 1 for a perfect critic, 0 for a constant one.
+
+    Equal returns have no variance to explain (but for rounding): 0.
+    """
+    variance = returns.var(unbiased=False)
+    if variance <= 1e-10 * returns.square().mean():
+        return 0.0
     return (1 - unexplained.var(unbiased=False) / variance).item()
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_helpers import processes
+from rlhf_helpers import generation, processes
 from rlhf_helpers.configs import PPOConfig
 from rlhf_helpers.logprobs import training_pass
 from rlhf_helpers.models import load_trained_weights, trainable, trained_weights
@@ -69,6 +69,7 @@ class PPOTrainer:
         )
         # Where lengths are drawn no response can end by itself, so none is to blame.
         self.eos_penalty = 0.0 if config.min_new_tokens else config.missing_eos_penalty
+        generation.end_ids(policy, tokenizer)  # raises ValueError where no response could end
         self.reference = frozen_reference(policy, reference, tokenizer)
         separate = config.critic == "separate"
         self.critic = separate_critic(critic or policy) if separate else None

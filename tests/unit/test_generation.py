@@ -7,8 +7,15 @@ import importlib
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import WordLevel
 from torch import Tensor
-from transformers import MistralConfig, MistralForCausalLM, cache_utils
+from transformers import (
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+    cache_utils,
+)
 
 from rlhf_helpers import generation, prompt_cache
 from rlhf_helpers.generation import Samples, encode_prompts, respond, sample, seeded
@@ -225,6 +232,69 @@ def test_a_response_ends_with_its_only_eos_or_is_cut_off(make_model, tokenizer, 
     assert 0 < samples.ended.sum() < len(lengths)
 
 
+def test_any_eos_of_the_generation_config_ends_a_response(make_model, tokenizer, kind):
+    policy, full_stop = make_model(kind, eos_bias=-1e9), tokenizer("z")["input_ids"][0]
+    policy.lm_head.bias.data[full_stop] = 4.0
+    _, _, without = draw(policy, tokenizer, samples_per_prompt=8)
+    assert not without.ended.any()
+    policy.generation_config.eos_token_id = [tokenizer.eos_token_id, full_stop]
+    _, _, samples = draw(policy, tokenizer, samples_per_prompt=8)
+    last = samples.response_mask.sum(1) - 1
+    assert 0 < samples.ended.sum() < len(last)
+    assert (samples.response_ids.gather(1, last[:, None])[:, 0] == full_stop).equal(samples.ended)
+    earlier = torch.arange(samples.response_ids.shape[1]) < last[:, None]
+    assert not (samples.response_ids[earlier] == full_stop).any()
+    assert not any("z" in text for text in generation.decode(tokenizer, samples))
+    for row, prompt in enumerate(PROMPTS):  # transformers stops at the same token
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        theirs = policy.generate(ids, do_sample=False, max_new_tokens=10)[:, ids.shape[1] :]
+        ours = draw(policy, tokenizer, [prompt], temperature=0)[2].response_ids
+        assert ours.tolist() == theirs.tolist(), row
+
+
+def test_a_tokenizer_without_eos_is_refused_with_the_remedy(make_model, make_trainer, tokenizer):
+    trainer = make_trainer()
+    tokenizer.pad_token = "<pad>"
+    tokenizer.eos_token = None
+    message = r"the tokenizer has no EOS token.* set tokenizer.eos_token.* ends at \['</s>'\]"
+    with pytest.raises(ValueError, match=message):
+        draw(make_model("opt"), tokenizer)
+    with pytest.raises(ValueError, match=message):
+        type(trainer)(trainer.policy, tokenizer, trainer.config)
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_ids_that_are_no_token_are_never_sampled(make_model, tokenizer, kind, temperature):
+    """The log-probs stay those of the training pass, which knows all rows of the embeddings."""
+    policy = make_model(kind, vocab_size=len(tokenizer) + 30)
+    policy.lm_head.bias = torch.nn.Parameter(torch.zeros(len(tokenizer) + 30))
+    policy.lm_head.bias.data[len(tokenizer) :] = 3.0  # likelier than any token
+    prompt_ids, prompt_mask, samples = draw(
+        policy, tokenizer, samples_per_prompt=8, temperature=temperature
+    )
+    assert samples.response_ids.max() < len(tokenizer)
+    tokens = Tokens(prompt_ids, prompt_mask, samples.response_ids, samples.response_mask)
+    close(samples.logprobs, response_logprobs(policy, tokens))
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_an_error(make_model, tokenizer, kind, value, temperature):
+    policy = make_model(kind)
+    policy.lm_head.bias.data[20] = value
+    with pytest.raises(FloatingPointError, match="the policy's logits are NaN or infinite"):
+        draw(policy, tokenizer, temperature=temperature)
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_words_masked_by_logits_of_minus_infinity_are_no_error(make_model, tokenizer, temperature):
+    policy = make_model("opt")
+    policy.lm_head.bias.data[30:] = -torch.inf
+    _, _, samples = draw(policy, tokenizer, samples_per_prompt=8, temperature=temperature)
+    assert samples.response_ids.max() < 30
+    assert samples.logprobs.isfinite().all()
+
+
 def test_the_tensors_are_as_wide_as_the_longest_response(make_model, tokenizer):
     policy = make_model("opt", eos_bias=6.0)
     _, _, samples = draw(policy, tokenizer, max_new_tokens=50, keep_hidden=True)
@@ -327,6 +397,22 @@ def test_decode_gives_the_response_as_it_stands_after_the_prompt_and_nothing_beh
     mask = torch.tensor([[True] * 5, [True] * 2 + [False] * 3])
     samples = Samples(torch.tensor(ids), mask, torch.zeros(2, 5), None, torch.tensor([True, True]))
     assert generation.decode(tokenizer, samples) == [" a b", "c"]
+
+
+def test_decode_keeps_the_blank_that_a_sentencepiece_decoder_drops(tokenizer):
+    """The decoder of Llama 2 strips one blank in front; behind a prompt it is part of the text."""
+    pieces = {"<unk>": 0, "</s>": 1, "a": 2, "\u2581a": 3, "\u2581cat": 4, "\u2581": 5, "s": 6}
+    letters = Tokenizer(WordLevel(pieces, unk_token="<unk>"))
+    letters.pre_tokenizer = pre_tokenizers.Metaspace()
+    letters.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    llama = PreTrainedTokenizerFast(tokenizer_object=letters, eos_token="</s>", unk_token="<unk>")
+    assert llama.decode([4, 6]) == "cats"
+    ids = torch.tensor([[4, 6, 1], [6, 4, 4]])
+    ended = torch.tensor([True, False])
+    samples = Samples(ids, torch.ones(2, 3, dtype=torch.bool), torch.zeros(2, 3), None, ended)
+    assert generation.decode(llama, samples) == [" cats", "s cat cat"]
 
 
 # ---- padding and order do not matter -------------------------------------------------------

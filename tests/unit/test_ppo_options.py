@@ -5,7 +5,9 @@ import itertools
 
 import pytest
 import torch
-from ppo_helpers import PROMPTS, SMALL, STATS, run, same, upper_share, weights
+from hypothesis import given
+from hypothesis import strategies as st
+from ppo_helpers import PROMPTS, SMALL, STATS, properties, run, same, upper_share, weights
 
 from rlhf_helpers.logprobs import forward_responses, token_logprobs
 from rlhf_helpers.ppo import PPOConfig, adapted_kl_coef, critic, pretraining_loss
@@ -28,6 +30,22 @@ close = torch.testing.assert_close
 def test_the_adapted_coefficient_by_hand(kl, expected):
     found = adapted_kl_coef(0.2, kl, kl_target=6.0, responses=64, kl_horizon=1000)
     assert found == pytest.approx(expected)
+
+
+@given(
+    st.floats(1e-6, 10),
+    st.floats(-1e6, 1e6),
+    st.floats(1e-3, 1e3),
+    st.integers(1, 10_000),
+    st.floats(1e-3, 1e6),
+)
+@properties
+def test_the_coefficient_stays_above_0_whatever_the_horizon(
+    kl_coef, kl, kl_target, responses, kl_horizon
+):
+    found = adapted_kl_coef(kl_coef, kl, kl_target, responses, kl_horizon)
+    assert 0.8 * kl_coef <= found * (1 + 1e-9) and found <= 1.2 * kl_coef * (1 + 1e-9)
+    assert adapted_kl_coef(0.2, 0.0, kl_target=6.0, responses=64, kl_horizon=8) == 0.8 * 0.2
 
 
 def test_with_adaptive_kl_each_step_pays_what_the_one_before_has_set(make_trainer):
@@ -131,11 +149,11 @@ def test_where_lengths_are_drawn_nobody_pays_for_a_missing_eos(make_trainer):
 def test_scores_beyond_the_clip_count_as_the_clip(make_trainer):
     scores = torch.tensor([-9.0, -0.5, 0.0, 0.2, 0.5, 0.7, 3.0, 99.0])
     outcomes = []
-    for clip, given in ((0.5, scores), (None, scores.clamp(-0.5, 0.5)), (None, scores)):
+    for clip, scored in ((0.5, scores), (None, scores.clamp(-0.5, 0.5)), (None, scores)):
         trainer = make_trainer(score_clip=clip)
-        stats = trainer.step(trainer.rollout(PROMPTS), given)
+        stats = trainer.step(trainer.rollout(PROMPTS), scored)
         outcomes.append(weights(trainer))
-        assert stats["reward_mean"] == pytest.approx(given.mean().item())  # as it was given
+        assert stats["reward_mean"] == pytest.approx(scored.mean().item())  # as it was given
     assert same(outcomes[0], outcomes[1])
     assert not same(outcomes[0], outcomes[2])
 

@@ -16,6 +16,7 @@ from ppo_helpers import (
 from torch.distributions import Categorical
 
 from rlhf_helpers.logprobs import forward_responses
+from rlhf_helpers.ppo.statistics import explained_variance
 
 # ---- statistics ----------------------------------------------------------------------------
 
@@ -76,6 +77,24 @@ def test_kl_is_the_mean_of_the_summed_log_ratios_of_the_responses(make_trainer):
     expected = (rollout.logprobs - rollout.ref_logprobs).sum() / 8
     assert trainer.step(rollout, [0.0] * 8)["kl"] == pytest.approx(expected.item(), rel=1e-5)
     assert abs(expected) > 0.1
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.7, 1e-6])
+def test_equal_returns_leave_no_variance_to_explain(value):
+    returns = torch.full((50,), value)
+    noise = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    assert explained_variance(noise, returns) == 0.0
+    nearly = returns * (1 + 1e-7 * noise)  # equal but for rounding
+    assert explained_variance(noise, nearly) == 0.0
+
+
+@pytest.mark.parametrize("scale", [1e-5, 1.0, 1e4])
+def test_explained_variance_by_hand(scale):
+    returns = scale * torch.tensor([1.0, 2.0, 3.0, 4.0])
+    assert explained_variance(0 * returns, returns) == 1.0
+    assert explained_variance(returns - 2.5 * scale, returns) == pytest.approx(0, abs=1e-6)
+    assert explained_variance(returns / 2, returns) == pytest.approx(0.75)
+    assert explained_variance(2 * returns, returns) == pytest.approx(-3)
 
 
 # ---- reproducible --------------------------------------------------------------------------
