@@ -58,7 +58,19 @@ SMOKE: dict[str, dict] = {
 TINY: dict[str, dict] = {"dpo": {"pairs": 640}, "rlaif": {"steps": 20}}
 
 # The settings of Activeloop's course on RLHF (LLM training in production), which used eight A100.
-# Batches are of all GPUs together here, and were a GPU's there.
+# Of its numbers these became others of ours:
+#
+# | the course                                         | here                               |
+# |----------------------------------------------------|------------------------------------|
+# | PPO steps=10_000: samples, so ceil(10,000 / 32)    | steps 313: rollouts of 32          |
+# | PPO mini_batch_size=4 on each of eight GPUs        | mini_batch_size 32, of all GPUs    |
+# | PPO load_in_8bit                                   | bits 16: nine times as fast decode |
+# | SFT and reward model: batches of a GPU             | batch_size of all GPUs             |
+# | reward scored in batches of 16                     | as memory allows                   |
+#
+# `gradient_accumulation_steps` divides a mini-batch further, for memory: one, two, four or eight
+# GPUs can share it. Frozen weights of 8 bits decode at 97 ms a token on an H200, those of 16 bits
+# at 11, with 3 GB more.
 FULL: dict[str, dict] = {
     "sft": {
         **QLORA,
@@ -83,13 +95,14 @@ FULL: dict[str, dict] = {
         "save_steps": 500,
     },
     "ppo": {
-        "steps": 10_000,
+        "steps": 313,
         "learning_rate": 1.41e-5,
         "value_learning_rate": 1.41e-5,
         "warmup_steps": 0,
         "batch_size": 32,
         "samples_per_prompt": 1,
-        "mini_batch_size": 4,
+        "mini_batch_size": 32,
+        "gradient_accumulation_steps": 4,
         "ppo_epochs": 4,
         "kl_coef": 0.2,
         "adaptive_kl": True,
@@ -98,7 +111,7 @@ FULL: dict[str, dict] = {
         "min_new_tokens": 32,
         "max_new_tokens": 400,
         "max_prompt_length": 400,
-        "bits": 8,
+        "bits": 16,
         "lora_rank": 16,
         "save_steps": 50,
     },
@@ -137,6 +150,8 @@ SMALL: dict[str, dict] = {
         "steps": 200,
         "samples_per_prompt": 4,
         "mini_batch_size": 8,
+        "gradient_accumulation_steps": 1,
+        "bits": 8,
         "ppo_epochs": 2,
         "min_new_tokens": 0,
         "max_new_tokens": 64,

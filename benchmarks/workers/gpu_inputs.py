@@ -84,7 +84,14 @@ SIZES = {
         (5, 15),
         {"max_length": 64},
         {"max_length": 64, "max_new_tokens": 4},
-        {"batch_size": 4, "min_new_tokens": 4, "max_new_tokens": 8, "max_prompt_length": 32},
+        {
+            "batch_size": 4,
+            "mini_batch_size": 4,
+            "gradient_accumulation_steps": 1,
+            "min_new_tokens": 4,
+            "max_new_tokens": 8,
+            "max_prompt_length": 32,
+        },
     ),
 }
 

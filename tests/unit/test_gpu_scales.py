@@ -19,11 +19,12 @@ import torch
 from deeplake import types
 
 from rlhf_helpers.commands.main import main
+from rlhf_helpers.configs import PPOConfig
 from rlhf_helpers.evaluation.questions import BEAMS, beam_answers
 from rlhf_helpers.models import load_classifier, load_policy
 from rlhf_helpers.reward_model import RewardModel
 from rlhf_helpers.scales import ASSISTANT_DATA, SCALES, Scale
-from rlhf_helpers.stages import train_stage
+from rlhf_helpers.stages import STAGES, train_stage
 from rlhf_helpers.training import log_writer
 
 
@@ -79,10 +80,10 @@ def _own_random_numbers():
             "ppo",
             {
                 "data": "al://genai360/Alpaca-OrcaChat",
-                "steps": 10_000,
+                "steps": 313,
                 "learning_rate": 1.41e-5,
                 "batch_size": 32,
-                "mini_batch_size": 4,
+                "mini_batch_size": 32,
                 "ppo_epochs": 4,
                 "kl_coef": 0.2,
                 "adaptive_kl": True,
@@ -93,7 +94,7 @@ def _own_random_numbers():
                 "max_new_tokens": 400,
                 "temperature": 1.0,
                 "max_prompt_length": 400,
-                "bits": 8,
+                "bits": 16,
                 "lora_rank": 16,
                 "save_steps": 50,
                 "seed": 0,
@@ -104,6 +105,22 @@ def _own_random_numbers():
 def test_full_has_the_settings_of_the_course_before(stage, expected):
     config = vars(Scale("full").config(stage))
     assert {name: config[name] for name in expected} == expected
+
+
+def test_full_draws_the_samples_of_the_course_before_and_no_more():
+    config = Scale("full").config("ppo")
+    assert (config.steps - 1) * config.batch_size < 10_000 <= config.steps * config.batch_size
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("gpus", [1, 2, 4, 8])
+def test_full_can_be_shared_by_eight_gpus_and_fewer(stage, gpus):
+    config = Scale("full").config(stage)
+    rows = config.batch_size
+    if isinstance(config, PPOConfig):
+        rows = config.mini_batch_size
+        gpus *= config.gradient_accumulation_steps * config.samples_per_prompt
+    assert rows % gpus == 0
 
 
 def test_the_lessons_stay_in_the_little_world_on_larger_models():

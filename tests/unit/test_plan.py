@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import calculate_maximum_sizes
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -28,6 +29,7 @@ from rlhf_helpers import generation, logprobs, scales
 from rlhf_helpers.commands.main import parse
 from rlhf_helpers.commands.plan import activations
 from rlhf_helpers.commands.plan import command as plan_command
+from rlhf_helpers.commands.plan import data as plan_data
 from rlhf_helpers.commands.plan import estimate as plan
 from rlhf_helpers.commands.plan import facts as plan_facts
 from rlhf_helpers.commands.plan import memory as plan_memory
@@ -36,7 +38,7 @@ from rlhf_helpers.commands.plan.activations import Batch, activation_bytes
 from rlhf_helpers.configs import DPOConfig, PPORunConfig, RewardConfig, SFTConfig, StageConfig
 from rlhf_helpers.models import add_lora, load_classifier, load_policy, load_tokenizer
 from rlhf_helpers.runs import data_dir
-from rlhf_helpers.schemas import format_prompt, format_response
+from rlhf_helpers.schemas import DataError, format_prompt, format_response
 
 WORDS = {"vocab_size": 500, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
 SHAPES: dict[str, PreTrainedConfig] = {
@@ -161,7 +163,7 @@ def test_the_shapes_have_as_many_parameters_as_the_models(name, known):
     assert plan_weights.parameters(model) == pytest.approx(known, rel=0.01)
 
 
-@pytest.mark.parametrize("bits", [4, 8, 32])
+@pytest.mark.parametrize("bits", [4, 8, 16, 32])
 @pytest.mark.parametrize("kind", ["opt", "llama", "deberta"])
 def test_weights_gradients_and_optimiser_take_the_predicted_bytes(kind, bits, tmp_path):
     make: Any = RewardConfig if kind == "deberta" else SFTConfig
@@ -247,10 +249,12 @@ def test_without_fake_tensors_activations_follow_a_formula_and_one_line_says_so(
     assert "torch has no FakeTensorMode" in caplog.records[0].getMessage()
 
 
-@pytest.mark.parametrize("kind", ["opt", "gpt2", "llama"])
-def test_ppo_holds_the_predicted_activations_and_logits(kind, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "bits"), [("opt", 32), ("gpt2", 32), ("llama", 32), ("opt", 16), ("llama", 16)]
+)
+def test_ppo_holds_the_predicted_activations_and_logits(kind, bits, tmp_path):
     config = PPORunConfig(
-        **FOLDERS, reward_model="", lora_rank=4, mini_batch_size=4, samples_per_prompt=2
+        **FOLDERS, reward_model="", lora_rank=4, bits=bits, mini_batch_size=4, samples_per_prompt=2
     )
     batch = Batch(4, 25, 40)
     model = real_model(config, SHAPES[kind], tmp_path)
@@ -319,7 +323,7 @@ def test_whole_weights_have_a_reference_and_adapters_have_none():
 def test_the_little_worlds_data_are_as_the_plan_says(task):
     tokenizer = load_tokenizer(data_dir() / "base_model")
     for kind, name in (("demonstrations", "demonstrations"), ("preferences", "rankings")):
-        said = plan_facts.DATA[task, kind]
+        said = plan_data.DATA[task, kind]
         lines = (data_dir() / task / f"{name}_train.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines[::10]]
         prompts = [format_prompt(record["input_text"]) for record in records]
@@ -338,16 +342,16 @@ def test_the_little_worlds_data_are_as_the_plan_says(task):
 
 
 def test_the_work_of_a_stage_follows_from_data_and_settings():
-    data = plan_facts.Data(1000, 60, 40)
+    data = plan_data.Data(1000, 60, 40)
     folders = FOLDERS | {"batch_size": 8}
     packed = SFTConfig(**folders, epochs=2, packing=True, max_length=500)
-    assert plan.work(packed, data, 1) == (50, 2000, 200_000)
+    assert plan.work(packed, data) == (50, 2000, 200_000)
     pairs = DPOConfig(**folders, pairs=80, max_length=90)
-    assert plan.work(pairs, data, 2) == (10, 80, 80 * 2 * 90)
+    assert plan.work(pairs, data) == (10, 80, 80 * 2 * 90)
     ppo = PPORunConfig(
         **FOLDERS, reward_model="", steps=10, batch_size=64, min_new_tokens=10, max_new_tokens=30
     )
-    assert plan.work(ppo, data, 1) == (10, 640, 640 * (60 + 20))
+    assert plan.work(ppo, data) == (10, 640, 640 * (60 + 20))
 
 
 def test_hours_fall_with_gpus_and_with_adapters():
@@ -357,7 +361,7 @@ def test_hours_fall_with_gpus_and_with_adapters():
     assert one == pytest.approx(2 * two)
     assert plan.estimate(adapter, 10, 1e9, *shapes, "L4", 1) == pytest.approx(one * 2 / 3)
     ppo = PPORunConfig(**FOLDERS, reward_model="", max_new_tokens=100)
-    waiting = 10 * 100 * 3 * plan.SECONDS_A_LAYER
+    waiting = 10 * 100 * 3 * plan_facts.SECONDS_A_LAYER[32]
     assert plan.estimate(ppo, 10, 0, *shapes, "L4", 1) == pytest.approx(waiting)
 
 
@@ -392,7 +396,7 @@ def test_the_plan_of_full_names_parts_hours_and_cost(run):
 
 
 def test_what_does_not_fit_is_named_with_a_remedy(run, monkeypatch):
-    monkeypatch.setattr(plan_memory, "activation_bytes", lambda *_: 20 * plan.GIB)
+    monkeypatch.setattr(plan_memory, "activation_bytes", lambda *_: 20 * plan_command.GIB)
     printed = run("--gpu T4 --price 0.7")
     assert row(printed, "fits 16 GiB") == ["NO"] * 4
     assert "sft does not fit: 20.0 of 16 GiB" in printed and "try gradient_check" in printed
@@ -445,18 +449,60 @@ def test_an_unknown_gpu_gets_the_known_ones(run, capsys):
 
 def test_a_mini_batch_that_processes_cannot_share_is_named():
     config = PPORunConfig(**FOLDERS, reward_model="", mini_batch_size=8, samples_per_prompt=1)
-    parts = dict.fromkeys(
-        plan_memory.memory(config, SHAPES["opt"], SHAPES["opt"], Batch(1, 5, 5)), 0
-    )
-    planned = plan.StagePlan("ppo", config, parts, 1, 1, 1, 1, "estimated")
-    assert plan_command.warnings([planned], 16, gpus=8) == []
-    assert "multiple of 16" in plan_command.warnings([planned], 16, gpus=16)[0]
+    parts = {"ppo": {"weights, frozen": 0}}
+    planned = plan.StagePlan("ppo", config, plan_data.Data(1, 1, 1), 1, 1, 1, 1, "estimated")
+    assert plan_command.warnings([planned], parts, 16, gpus=8) == []
+    assert "multiple of 16" in plan_command.warnings([planned], parts, 16, gpus=16)[0]
+
+
+def test_full_fits_one_gpu_of_40_gib_and_can_be_shared_by_eight(run):
+    for gpus in (1, 8):
+        printed = run(f"--scale full --gpus {gpus}")
+        assert row(printed, "fits 40 GiB") == ["yes"] * 4
+        assert "cannot be shared" not in printed
+
+
+def test_measured_is_said_of_the_models_that_were_measured_alone(tmp_path):
+    scale, base = scales.Scale("tiny"), data_dir() / "base_model"
+    OPTConfig(vocab_size=500, hidden_size=240, num_hidden_layers=2).save_pretrained(tmp_path)
+    how = lambda **asked: [found.how for found in plan.plan(scale, "laptop", **asked)]  # noqa: E731
+    assert how() == how(policy=str(base)) == ["measured"] * 3 + ["estimated"]
+    assert set(how(policy=str(tmp_path))) == {"estimated"}
+    own = {"demonstrations": plan_data.Data(8000, 89, 17)}
+    assert how(data=own) == ["estimated", "measured", "measured", "estimated"]
+
+
+def test_own_data_are_counted(run, tmp_path):
+    pairs = tmp_path / "pairs.jsonl"
+    record = {"input_text": "My dog sings [summary]:", "candidates": ["Dog.", "It sings.", "My"]}
+    pairs.write_text((json.dumps(record | {"ranking": [1, 0, 2]}) + "\n") * 50)
+    found = plan_data.count("preferences", pairs, data_dir() / "base_model", response=9)
+    tokenizer = load_tokenizer(data_dir() / "base_model")
+    assert (found.records, found.answers) == (50, 3)
+    assert found.prompt == len(tokenizer(format_prompt(record["input_text"]))["input_ids"])
+    printed = run(f"--preferences {pairs}")
+    cells = row(printed.split("Time and cost")[1], "reward")
+    assert cells[1] == "50" and "estimated" in cells
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text("{}\n")
+    with pytest.raises(DataError, match=r"broken\.jsonl, line 1"):
+        run(f"--prompts {broken}")
+
+
+@pytest.mark.parametrize("name", ["opt", "llama"])
+def test_weights_are_those_that_accelerate_counts(name):
+    config = PPORunConfig(**FOLDERS, reward_model="", lora_rank=4, bits=16)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(SHAPES[name])
+    total, _ = calculate_maximum_sizes(model)
+    skeleton = plan_weights.skeleton(SHAPES[name], config)
+    close(2 * plan_weights.frozen_bytes(skeleton, 16), total)
 
 
 def test_every_scale_has_facts_for_its_models_and_data():
     for name in scales.SCALES:
         scale = scales.Scale(name)
         assert plan_facts.OWN_GPU[name] in plan_facts.GPUS
-        assert all(plan_facts.data_of(scale, stage).records for stage in plan.PLANNED)
+        assert all(plan_data.data_of(scale, stage).records for stage in plan.PLANNED)
     for known in (scales.POLICIES, scales.REWARD_MODELS):
         assert set(known.values()) <= plan_facts.SHAPES.keys()

@@ -2,22 +2,28 @@
 
 import argparse
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf_helpers import configs, scales
+from rlhf_helpers.commands.plan.data import READERS, Data, count, data_of
 from rlhf_helpers.commands.plan.estimate import (
-    GIB,
-    SECONDS_A_LAYER,
-    SHARE_OF_PEAK,
     StagePlan,
+    answers_of,
     machine_name,
+    models_of,
     plan,
 )
-from rlhf_helpers.commands.plan.facts import GPUS, LAPTOP, OWN_GPU
+from rlhf_helpers.commands.plan.facts import GPUS, LAPTOP, OWN_GPU, shape_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
+GIB = 2**30
+NOTE = """
+measured: with these models, data and settings on this machine. estimated: from the shares of the
+peak and the seconds a sampled token that one H200 reached (benchmarks/gpu.md); they may be off by a
+factor of two or three. Sizes of the data sets of `assistant` are approximate."""
 SPARE = 0.1  # share of a GPU's memory left to CUDA itself, and to gaps between tensors
 
 
@@ -38,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", default="", help="another policy: a folder, a name of the hub")
     parser.add_argument("--reward-model", default="", help="another base of the reward model")
+    for kind in READERS:
+        parser.add_argument(f"--{kind}", type=Path, metavar="FILE", help=f"your {kind}, JSONL")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -47,45 +55,67 @@ def run(options: argparse.Namespace) -> None:
     if options.gpus < 1 or (gpu == LAPTOP and options.gpus > 1):
         raise ValueError(f"--gpus {options.gpus} on {gpu}: choose 1, or more with a --gpu")
     machine, memory = machine_name(gpu, options.gpus), _memory(gpu)
-    plans = plan(scale, gpu, options.gpus, options.model, options.reward_model)
+    models = models_of(scale, options.model, options.reward_model)
+    plans = plan(scale, gpu, options.gpus, *models, _own_data(options, scale, models[0]))
+    parts = memory_of(plans, models, gpu, options.gpus)
     print(f"{scale.name}, {scale.task}, on {machine}\n\nPredicted memory of each GPU, GiB\n")
-    print(memory_table(plans, memory).to_string())
-    for line in warnings(plans, memory, options.gpus):
+    print(memory_table(parts, memory).to_string())
+    for line in warnings(plans, parts, memory, options.gpus):
         print(f"\n{line}")
     prices, source = _prices(machine, gpu, options.gpus, options.price)
     print(f"\nTime and cost, US dollars: {source}\n")
     print(time_table(plans, machine, prices).to_string(na_rep="", float_format="{:,.2f}".format))
-    print(
-        f"\nestimated: not measured; {SHARE_OF_PEAK:.0%} of the peak is assumed, and for each "
-        f"sampled token\n{1000 * SECONDS_A_LAYER:g} ms a layer on a GPU. Sizes of data that are "
-        "not the course's own are approximate."
-    )
+    print(NOTE)
 
 
-def fits(planned: StagePlan, memory: float) -> bool:
+def _own_data(options: argparse.Namespace, scale: scales.Scale, model: str) -> dict[str, Data]:
+    """The sizes of the data sets that the user has named."""
+    response = data_of(scale, "ppo").response
+    named = {kind: getattr(options, kind) for kind in READERS}
+    return {kind: count(kind, path, model, response) for kind, path in named.items() if path}
+
+
+def memory_of(
+    plans: list[StagePlan], models: tuple[str, str], gpu: str, gpus: int
+) -> dict[str, dict[str, int]]:
+    """Map each stage to the bytes of its parts on one GPU."""
+    from rlhf_helpers.commands.plan.memory import batch_of, memory
+
+    policy, reward = map(shape_of, models)
+    parts = {}
+    for planned in plans:
+        config, data = planned.config, planned.data
+        answers = answers_of(config, data)
+        batch = batch_of(config, data.longest_prompt, data.longest_response, answers, gpus)
+        parts[planned.stage] = memory(config, policy, reward, batch, gpus, half=gpu != LAPTOP)
+    return parts
+
+
+def fits(parts: Mapping[str, int], memory: float) -> bool:
     """Whether a stage leaves the spare share of a GPU's `memory` (GiB) free."""
     from rlhf_helpers.commands.plan.memory import peak
 
-    return peak(planned.parts) <= (1 - SPARE) * memory * GIB
+    return peak(parts) <= (1 - SPARE) * memory * GIB
 
 
-def memory_table(plans: list[StagePlan], memory: float) -> "pd.DataFrame":
+def memory_table(parts: Mapping[str, Mapping[str, int]], memory: float) -> "pd.DataFrame":
     """GiB on each GPU with a column a stage: its parts, their peak, and whether that fits."""
     import pandas as pd
 
     from rlhf_helpers.commands.plan.memory import peak
 
-    rows: dict[str, list[str]] = {
-        part: [f"{planned.parts[part] / GIB:.2f}" for planned in plans] for part in plans[0].parts
+    columns = {
+        stage: {name: f"{size / GIB:.2f}" for name, size in sizes.items()}
+        | {"peak": f"{peak(sizes) / GIB:.2f}"}
+        | {f"fits {memory:.0f} GiB": "yes" if fits(sizes, memory) else "NO"}
+        for stage, sizes in parts.items()
     }
-    rows["peak"] = [f"{peak(planned.parts) / GIB:.2f}" for planned in plans]
-    rows[f"fits {memory:.0f} GiB"] = ["yes" if fits(planned, memory) else "NO" for planned in plans]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=[x.stage for x in plans])
+    return pd.DataFrame(columns)
 
 
-def remedy(planned: StagePlan) -> str:
+def remedy(config: configs.StageConfig, parts: Mapping[str, int]) -> str:
     """The change to try first when a stage does not fit: of the setting behind its largest part."""
-    config, largest = planned.config, max(planned.parts, key=lambda part: planned.parts[part])
+    largest = max(parts, key=lambda part: parts[part])
     if largest in ("activations", "logits"):
         if isinstance(config, configs.PPORunConfig):
             return "more gradient_accumulation_steps"
@@ -99,27 +129,27 @@ def remedy(planned: StagePlan) -> str:
     return "lora_rank 16 with bits 4"
 
 
-def warnings(plans: list[StagePlan], memory: float, gpus: int) -> list[str]:
+def warnings(
+    plans: list[StagePlan], parts: Mapping[str, Mapping[str, int]], memory: float, gpus: int
+) -> list[str]:
     """One line for each stage that does not fit, or whose batch `gpus` processes cannot share."""
     from rlhf_helpers.commands.plan.memory import peak
 
     lines = []
-    for planned in plans:
-        config, size = planned.config, peak(planned.parts) / GIB
-        if not fits(planned, memory):
+    for stage, config in ((planned.stage, planned.config) for planned in plans):
+        if not fits(parts[stage], memory):
             lines.append(
-                f"{planned.stage} does not fit: {size:.1f} of {memory:.0f} GiB, of which "
-                f"{SPARE:.0%} must stay free; try {remedy(planned)}"
+                f"{stage} does not fit: {peak(parts[stage]) / GIB:.1f} of {memory:.0f} GiB, of "
+                f"which {SPARE:.0%} must stay free; try {remedy(config, parts[stage])}"
             )
-        ppo = isinstance(config, configs.PPORunConfig)
-        pieces = gpus
+        name, pieces = "batch_size", gpus
         if isinstance(config, configs.PPORunConfig):
+            name = "mini_batch_size"
             pieces *= config.samples_per_prompt * config.gradient_accumulation_steps
-        name = "mini_batch_size" if ppo else "batch_size"
         if getattr(config, name) % pieces:
             lines.append(
-                f"{planned.stage} cannot be shared: {name} {getattr(config, name)} must be a "
-                f"multiple of {pieces}"
+                f"{stage} cannot be shared: {name} {getattr(config, name)} must be a multiple of "
+                f"{pieces}"
             )
     return lines
 

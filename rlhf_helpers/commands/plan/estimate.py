@@ -1,21 +1,25 @@
-"""Estimates the memory and the hours of a scale's stages.
+"""Estimates the work and the hours of a scale's stages.
 
 Nothing is downloaded: `facts` holds the shapes of the known models. Hours follow from a measured
-rate where there is one; otherwise they are estimated from the GPU's peak, and marked `estimated`.
+rate for the models, data and settings that were measured; otherwise they are estimated from the
+GPU's peak, and marked `estimated`.
 """
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from rlhf_helpers import configs, scales
+from rlhf_helpers.commands.plan.data import Data, data_of
 from rlhf_helpers.commands.plan.facts import (
     GPUS,
     LAPTOP,
     MEASURED,
-    Data,
-    data_of,
+    REACHED,
+    REACHED_ON_CPU,
+    SECONDS_A_LAYER,
+    name_of,
     shape_of,
-    texts_of,
 )
 from rlhf_helpers.stages import STAGES
 
@@ -24,49 +28,71 @@ if TYPE_CHECKING:
 
 # A stage that runs others is planned as these.
 PLANNED = [stage.name for stage in STAGES.values() if not stage.runs]
-GIB = 2**30
-# Assumptions: the share of the peak that training reaches, and the seconds that a GPU takes to
-# start the operations of one layer for one sampled token.
-SHARE_OF_PEAK, SECONDS_A_LAYER = 0.3, 1e-3
 
 
 class StagePlan(NamedTuple):
-    """What a stage needs: bytes of each part on one GPU, and what there is to do."""
+    """What a stage has to do, and how long that takes."""
 
     stage: str
     config: configs.StageConfig
-    parts: dict[str, int]
+    data: Data
     steps: int
-    samples: float
+    samples: float  # records, and responses in PPO
     tokens: float
     hours: float
     how: str  # "measured" or "estimated"
 
 
 def plan(
-    scale: scales.Scale, gpu: str, gpus: int = 1, policy: str = "", reward: str = ""
+    scale: scales.Scale,
+    gpu: str,
+    gpus: int = 1,
+    policy: str = "",
+    reward: str = "",
+    data: Mapping[str, Data] | None = None,
 ) -> list[StagePlan]:
-    """Plan all stages of a scale on a number of GPUs, for the scale's models or for those named."""
-    from rlhf_helpers.commands.plan.memory import batch_of, memory
+    """Plan all stages of a scale on a number of GPUs.
 
-    judge = reward or scales.REWARD_MODELS.get(scale.name) or policy or scale.base_model
-    shapes = (shape_of(policy or scale.base_model), shape_of(judge))
+    `policy`, `reward` and `data` (by kind: demonstrations, preferences, prompts) take the place of
+    the scale's own.
+    """
+    models = models_of(scale, policy, reward)
+    shapes = (shape_of(models[0]), shape_of(models[1]))
     plans = []
     for stage in PLANNED:
-        config, data = scale.config(stage), data_of(scale, stage)
-        candidates = texts_of(scale, stage)
-        batch = batch_of(config, data.longest_prompt, data.longest_response, candidates, gpus)
-        parts = memory(config, *shapes, batch, gpus, half=gpu != LAPTOP)
-        steps, samples, tokens = work(config, data, candidates)
-        rate = MEASURED.get((machine_name(gpu, gpus), scale.name, scale.task, stage))
+        config, own = scale.config(stage), (data or {}).get(STAGES[stage].reads)
+        read = own or data_of(scale, stage)
+        steps, samples, tokens = work(config, read)
+        rate = None if own else measured_rate(machine_name(gpu, gpus), scale, stage, models)
         seconds = samples / rate if rate else estimate(config, steps, tokens, *shapes, gpu, gpus)
         how = "measured" if rate else "estimated"
-        hours = seconds / 3600
-        plans.append(StagePlan(stage, config, parts, steps, samples, tokens, hours, how))
+        plans.append(StagePlan(stage, config, read, steps, samples, tokens, seconds / 3600, how))
     return plans
 
 
-def work(config: configs.StageConfig, data: Data, texts: int) -> tuple[int, float, float]:
+def models_of(scale: scales.Scale, policy: str, reward: str) -> tuple[str, str]:
+    """The policy and the base of the reward model: those that are named, or else the scale's."""
+    policy = policy or str(scale.base_model)
+    return policy, reward or scales.REWARD_MODELS.get(scale.name) or policy
+
+
+def measured_rate(
+    machine: str, scale: scales.Scale, stage: str, models: tuple[str, str]
+) -> float | None:
+    """Samples a second, if they were measured with these very models."""
+    policy, reward = map(name_of, models)
+    asked = (machine, policy, reward, scale.name, scale.task, stage)
+    return next((found.rate for found in MEASURED if found[:-1] == asked), None)
+
+
+def answers_of(config: configs.StageConfig, data: Data) -> int:
+    """How many answers of a record a stage reads: all in the reward model, two in DPO."""
+    if isinstance(config, configs.RewardConfig):
+        return data.answers
+    return 2 if isinstance(config, configs.DPOConfig) else 1
+
+
+def work(config: configs.StageConfig, data: Data) -> tuple[int, float, float]:
     """Steps, samples and tokens of a stage. Samples are records, and responses in PPO."""
     if isinstance(config, configs.PPORunConfig):
         drawn = (config.min_new_tokens + config.max_new_tokens) / 2
@@ -81,7 +107,8 @@ def work(config: configs.StageConfig, data: Data, texts: int) -> tuple[int, floa
     length = min(data.prompt + data.response, config.max_length)
     packed = getattr(config, "packing", False)
     rows = samples * length / config.max_length if packed else samples
-    return math.ceil(rows / config.batch_size), samples, samples * texts * length
+    tokens = samples * answers_of(config, data) * length
+    return math.ceil(rows / config.batch_size), samples, tokens
 
 
 def estimate(
@@ -93,7 +120,7 @@ def estimate(
     gpu: str,
     gpus: int,
 ) -> float:
-    """Seconds at the assumed share of the GPU's peak, with 2 FLOP a weight, token and pass.
+    """Seconds at a share of the GPU's peak, with 2 FLOP for each weight, token and pass.
 
     A backward pass costs as much as two forward passes, or as one where only an adapter is trained
     (Kaplan et al. 2020, arXiv:2001.08361, section 2.1). Sampling also waits for the GPU to start
@@ -108,14 +135,21 @@ def estimate(
     if isinstance(config, configs.PPORunConfig):  # sampling, reference, and where log-probs differ
         passes = config.ppo_epochs * passes + 2 + (config.bits != 32)
         others = matrix_parameters(reward, True)
-        waiting = steps * config.max_new_tokens * policy.num_hidden_layers * SECONDS_A_LAYER
+        waiting = steps * config.max_new_tokens * policy.num_hidden_layers
+        waiting *= SECONDS_A_LAYER[config.bits]
     elif isinstance(config, configs.TRLStageConfig):  # DPO asks the reference once
         passes += config.gradient_checkpointing + isinstance(config, configs.DPOConfig)
-    machine = GPUS[gpu]
-    half = isinstance(config, configs.TRLStageConfig) or config.bits < 16
-    peak = 1e12 * gpus * (machine.half if half else machine.single)
     flop = 2 * tokens * (passes * weights + others)
-    return flop / (SHARE_OF_PEAK * peak) + (waiting if gpu != LAPTOP else 0)
+    if gpu == LAPTOP:
+        return flop / (REACHED_ON_CPU * 1e12 * GPUS[gpu].single)
+    half = isinstance(config, configs.TRLStageConfig) or config.bits <= 16
+    peak = 1e12 * gpus * (GPUS[gpu].half if half else GPUS[gpu].single)
+    return flop / (share_of_peak(config) * peak) + waiting
+
+
+def share_of_peak(config: configs.StageConfig) -> float:
+    """The share of the peak that the stage of this config reaches."""
+    return next(REACHED[name] for name in PLANNED if isinstance(config, STAGES[name].config))
 
 
 def machine_name(gpu: str, gpus: int) -> str:

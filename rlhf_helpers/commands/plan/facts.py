@@ -1,11 +1,10 @@
-"""What `plan` knows beforehand: GPUs, data sets, shapes of models, and rates that were measured."""
+"""What `plan` knows beforehand: GPUs, shapes of models, and what was measured."""
 
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from rlhf_helpers import scales
-from rlhf_helpers.stages import STAGES
+from rlhf_helpers.runs import data_dir
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -35,38 +34,43 @@ GPUS = {
 OWN_GPU = {"smoke": LAPTOP, "tiny": LAPTOP, "small": "T4", "full": "A100 40GB"}
 
 
-class Data(NamedTuple):
-    """A data set: records, mean and longest length of prompts and of responses in tokens."""
+class Measured(NamedTuple):
+    """A measured rate: demonstrations, rankings or (in PPO) responses a second.
 
-    records: int
-    prompt: int
-    response: int
-    longest_prompt: int = 2048
-    longest_response: int = 2048
+    It holds for these models, data and settings on this machine alone.
+    """
+
+    machine: str
+    policy: str
+    reward: str
+    scale: str
+    task: str
+    stage: str
+    rate: float
 
 
-# The little world's own are counted. The others are approximate: records by their data cards
-# (OpenOrca's subset by its name), lengths of hh-rlhf from its bytes at 4.5 a token; those of
-# OpenOrca and of Alpaca-OrcaChat are assumed.
-DATA = {
-    ("summarize", "demonstrations"): Data(4000, 89, 17, 124, 52),
-    ("summarize", "preferences"): Data(2500, 89, 17, 121, 52),
-    ("summarize", "prompts"): Data(2000, 89, 17, 124, 52),
-    ("autocomplete", "demonstrations"): Data(2500, 56, 28, 79, 60),
-    ("autocomplete", "preferences"): Data(1000, 56, 28, 71, 57),
-    ("autocomplete", "prompts"): Data(1000, 56, 28, 70, 60),
-    ("assistant", "demonstrations"): Data(1_000_000, 250, 200),
-    ("assistant", "preferences"): Data(160_800, 190, 35),
-    ("assistant", "prompts"): Data(52_000, 200, 200),
-}
+BASE = "data/base_model"
+_TINY = (LAPTOP, BASE, BASE, "tiny", "summarize")
+# Seed 0 on two idle cores: 52, 84 and 76 seconds.
+MEASURED = (
+    Measured(*_TINY, "sft", 4000 / 52),
+    Measured(*_TINY, "reward", 2500 / 84),
+    Measured(*_TINY, "ppo", 45 * 64 / 76),
+)
+# Shares of a GPU's peak that the stages reach (what is computed twice counts twice), and seconds
+# that a sampled token takes a layer, by the bits of the weights: as on an H200 (benchmarks/gpu.md),
+# of its data sheet's peak. DPO is assumed to be like SFT, 4 bits like 8, 32 like 16, and a
+# processor without a GPU to reach 0.3.
+REACHED = {"sft": 0.19, "reward": 0.05, "ppo": 0.02, "dpo": 0.19}
+REACHED_ON_CPU = 0.3
+SECONDS_A_LAYER = {4: 4e-3, 8: 4e-3, 16: 0.5e-3, 32: 0.5e-3}
 
-# Samples a second (demonstrations, rankings, PPO's responses) by machine, scale, task and stage.
-# Those of the laptop: seed 0 on two idle cores, 52, 84 and 76 seconds.
-MEASURED = {
-    (LAPTOP, "tiny", "summarize", "sft"): 4000 / 52,
-    (LAPTOP, "tiny", "summarize", "reward"): 2500 / 84,
-    (LAPTOP, "tiny", "summarize", "ppo"): 45 * 64 / 76,
-}
+
+def name_of(model: str | Path) -> str:
+    """A model's name among the measured rates."""
+    folder = Path(model).resolve() == (data_dir() / "base_model").resolve()
+    return BASE if folder else str(model)
+
 
 # The `config.json` of these models, as far as it differs from the defaults of transformers.
 _OPT = {"num_hidden_layers": 24, "dropout": 0.1}
@@ -124,13 +128,3 @@ def shape_of(name: str | Path) -> "PreTrainedConfig":
             f"{name}: no folder with a config.json, and the hub cannot be reached or has no such "
             f"model. Set HF_HUB_OFFLINE=0, or choose one of {', '.join(SHAPES)}"
         ) from error
-
-
-def data_of(scale: scales.Scale, stage: str) -> Data:
-    """What a stage reads."""
-    return DATA[scale.task, STAGES[stage].reads]
-
-
-def texts_of(scale: scales.Scale, stage: str) -> int:
-    """How many answers a sample has: 2 in a pair, and in the little world's rankings 4."""
-    return {"reward": 2 if scale.task == "assistant" else 4, "dpo": 2}.get(stage, 1)

@@ -65,12 +65,15 @@ def logit_bytes(
     return (2 if half else 4) * tile
 
 
-def cache_bytes(shape: PreTrainedConfig, rows: int, tokens: int) -> int:
-    """Bytes of keys and values while `rows` texts of `tokens` tokens are sampled, in float32."""
+def cache_bytes(shape: PreTrainedConfig, rows: int, tokens: int, bits: int = 32) -> int:
+    """Bytes of keys and values while `rows` texts of `tokens` tokens are sampled.
+
+    They have 2 bytes if the weights have 16 bits, and 4 otherwise.
+    """
     heads = shape.num_attention_heads
     size = getattr(shape, "head_dim", None) or shape.hidden_size // heads
     kept = getattr(shape, "num_key_value_heads", None) or heads
-    return 2 * 4 * shape.num_hidden_layers * rows * tokens * kept * size
+    return 2 * (2 if bits == 16 else 4) * shape.num_hidden_layers * rows * tokens * kept * size
 
 
 def memory(
@@ -123,7 +126,7 @@ def sampling_bytes(config: StageConfig, policy: PreTrainedConfig, batch: Batch, 
     """Bytes of keys and values of PPO's rollouts, and of the samples that calibrate rewards."""
     tokens = batch.prompt + batch.response
     if isinstance(config, PPORunConfig):
-        return cache_bytes(policy, math.ceil(config.batch_size / gpus), tokens)
+        return cache_bytes(policy, math.ceil(config.batch_size / gpus), tokens, config.bits)
     if isinstance(config, RewardConfig):
         rows = min(CALIBRATION_ROWS, config.calibration_prompts, generation.fitting(policy))
         return cache_bytes(policy, rows, tokens + config.max_new_tokens)

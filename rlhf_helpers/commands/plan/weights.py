@@ -21,19 +21,22 @@ from rlhf_helpers.configs import PPORunConfig, RewardConfig, StageConfig, TRLSta
 from rlhf_helpers.models import add_lora, without_dropout
 
 
-def empty_model(shape: PreTrainedConfig, classifier: bool) -> PreTrainedModel:
+def empty_model(
+    shape: PreTrainedConfig, classifier: bool, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
     """A whole model on the meta device, where it takes no memory."""
     shape, kind = copy.deepcopy(shape), AutoModelForCausalLM
     if classifier:
         shape.num_labels, kind = 1, AutoModelForSequenceClassification
     with torch.device("meta"):
-        return without_dropout(kind.from_config(shape, dtype=torch.float32))
+        return without_dropout(kind.from_config(shape, dtype=dtype))
 
 
 def skeleton(shape: PreTrainedConfig, config: StageConfig) -> PreTrainedModel:
     """The model that a stage trains, with its adapter, on the meta device."""
     with torch.device("meta"):
-        model = empty_model(shape, isinstance(config, RewardConfig))
+        dtype = torch.bfloat16 if config.bits == 16 else torch.float32
+        model = empty_model(shape, isinstance(config, RewardConfig), dtype)
         if config.lora_rank:
             dropout = config.lora_dropout if isinstance(config, TRLStageConfig) else 0.0
             model = add_lora(model, config.lora_rank, dropout)
@@ -55,13 +58,13 @@ def quantised_bytes(weight: torch.Tensor, bits: int) -> int:
 
 
 def frozen_bytes(model: nn.Module, bits: int = 32) -> int:
-    """Bytes of the weights that are not trained: linear layers of `bits` bits, others of 32.
+    """Bytes of the weights that are not trained: quantised linear layers, others by their type.
 
     peft's `prepare_model_for_kbit_training` keeps norms, embeddings and head in float32.
     """
     linear = quantised_layers(model, bits)
     return sum(
-        quantised_bytes(p, bits) if name in linear else 4 * p.numel()
+        quantised_bytes(p, bits) if name in linear else p.element_size() * p.numel()
         for name, p in model.named_parameters()
         if not p.requires_grad
     )
