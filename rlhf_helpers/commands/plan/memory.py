@@ -6,6 +6,7 @@ memory, a separate critic.
 """
 
 import math
+from collections.abc import Mapping
 
 from transformers import PreTrainedConfig
 
@@ -133,7 +134,7 @@ def sampling_bytes(config: StageConfig, policy: PreTrainedConfig, batch: Batch, 
     return 0
 
 
-def peak(parts: dict[str, int]) -> int:
+def peak(parts: Mapping[str, int]) -> int:
     """Bytes at once: all that stays, and the larger of a training step's and another moment's."""
     stays = sum(size for part, size in parts.items() if part not in STEP + OTHERWISE)
     return stays + max(sum(parts[part] for part in moment) for moment in (STEP, OTHERWISE))
