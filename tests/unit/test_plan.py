@@ -413,7 +413,7 @@ def test_the_laptops_rates_are_measured_ones(run):
 
 
 def test_a_gpu_without_an_example_price_has_no_cost(run):
-    printed = run("--gpu L4")
+    printed = run("--gpu H200")
     assert "give yours with --price" in printed
     header = printed.split("Time and cost")[1].splitlines()[2]
     assert "hours" in header and "cost" not in header
@@ -449,7 +449,8 @@ def test_an_unknown_gpu_gets_the_known_ones(run, capsys):
 
 def test_a_mini_batch_that_processes_cannot_share_is_named():
     config = PPORunConfig(**FOLDERS, reward_model="", mini_batch_size=8, samples_per_prompt=1)
-    parts = {"ppo": {"weights, frozen": 0}}
+    memory = plan_memory.memory(config, SHAPES["opt"], SHAPES["opt"], Batch(1, 5, 5))
+    parts = {"ppo": dict.fromkeys(memory, 0)}
     planned = plan.StagePlan("ppo", config, plan_data.Data(1, 1, 1), 1, 1, 1, 1, "estimated")
     assert plan_command.warnings([planned], parts, 16, gpus=8) == []
     assert "multiple of 16" in plan_command.warnings([planned], parts, 16, gpus=16)[0]

@@ -55,7 +55,7 @@ def count(kind: str, path: Path, model: str | Path, response: int) -> Data:
     """
     records = READERS[kind](path)
     length = token_counter(model)
-    prompts = [length(schemas.format_prompt(r["input_text"])) for r in records[:COUNTED]]
+    prompts = [length(schemas.format_prompt(r["input_text"]), True) for r in records[:COUNTED]]
     answers = [_answers(record) for record in records[:COUNTED]]
     texts = [length(schemas.format_response(text)) + 1 for texts in answers for text in texts]
     return Data(
@@ -77,13 +77,16 @@ def _answers(record: dict[str, Any]) -> list[str]:
     ]
 
 
-def token_counter(model: str | Path) -> Callable[[str], int]:
-    """A function that counts a text's tokens, by the model's tokenizer if it is here."""
+def token_counter(model: str | Path) -> Callable[..., int]:
+    """A function that counts a text's tokens, with special ones if asked.
+
+    It uses the model's tokenizer if that is on this machine, and the number of characters if not.
+    """
     from rlhf_helpers.models import load_tokenizer
 
     try:
         tokenizer = load_tokenizer(model)
     except (OSError, ValueError):
         print(f"{model}: no tokenizer here, lengths are taken as {CHARACTERS_A_TOKEN} characters")
-        return lambda text: round(len(text) / CHARACTERS_A_TOKEN)
-    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return lambda text, special=False: round(len(text) / CHARACTERS_A_TOKEN)
+    return lambda text, special=False: len(tokenizer(text, add_special_tokens=special)["input_ids"])
