@@ -54,7 +54,7 @@ test-latest: ## run the unit tests with the newest release of every dependency, 
 	$(LATEST)/bin/python -m pytest tests/unit $(PARALLEL)
 
 lab: $(STAMP) ## open the notebooks in JupyterLab
-	$(RUN) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks
+	$(RUN) -m rlhf_helpers lab
 
 lint: $(STAMP) ## check style and types
 	$(RUN) -m ruff check .

@@ -28,8 +28,15 @@ def _is_clone() -> bool:
 
 
 def project_root() -> Path:
-    """The clone's root; the current directory where the package was installed without a clone."""
-    return PACKAGE.parent if _is_clone() else Path.cwd()
+    """Return the clone's root.
+
+    Where the package was installed without a clone, it is the current directory, or the one above
+    for a notebook, which runs in `notebooks/`.
+    """
+    if _is_clone():
+        return PACKAGE.parent
+    here = Path.cwd()
+    return here.parent if here.name == "notebooks" else here
 
 
 def data_dir() -> Path:

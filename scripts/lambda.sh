@@ -54,7 +54,7 @@ else
   "$python" -m venv .venv
   : >.venv/keep.txt
 fi
-.venv/bin/python -m pip install --constraint .venv/keep.txt --editable '.[all]'
+.venv/bin/python -m pip install --constraint .venv/keep.txt --editable '.[course,cloud]'
 .venv/bin/python -c 'import torch; print(torch.__version__, "GPUs:", torch.cuda.device_count())'
 REMOTE
 }

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rlhf_helpers.commands.notebooks import (
     NotebookFailed,
+    copy_lessons,
     course_notebooks,
     order,
     run_notebook,
@@ -62,6 +63,7 @@ def run_course(
     executed and normalised for committing. `jobs` notebooks run side by side, see `default_jobs`.
     The status is 0, or 1 if a notebook failed (the others still run) or if there is none.
     """
+    copy_lessons()
     paths = course_notebooks() if notebooks is None else [Path(path) for path in notebooks]
     if not paths:
         print(f"No notebooks L*.ipynb in {project_root() / 'notebooks'}.", file=sys.stderr)

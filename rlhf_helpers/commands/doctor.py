@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from rlhf_helpers import runs, scales
 
-INSTALL = 'python -m pip install -c constraints.txt -e ".[all]", or make course'
+INSTALL = 'pip install "rlhf-helpers[course,cloud]", or in a clone make course'
+EXTRAS = ("course", "cloud")  # what the lessons need
 GIB = 2**30
 SPACE = 2 * GIB  # a course at `tiny` keeps 0.6 GiB, and needs as much again while it runs
 
@@ -53,18 +54,22 @@ def examine() -> Iterator[Finding]:
 
 
 def _packages() -> Finding:
-    """Check that the packages are installed in the versions that `pyproject.toml` asks for."""
+    """Check that the packages of the lessons are installed, in the versions that they ask for."""
     from packaging.requirements import Requirement
 
     lacking = []
     for requirement in map(Requirement, importlib.metadata.requires("rlhf-helpers") or []):
+        marker = requirement.marker
+        if marker and not any(marker.evaluate({"extra": extra}) for extra in EXTRAS):
+            continue
+        wanted = f"{requirement.name}{requirement.specifier}"
         try:
             version = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
-            lacking.append(f"{requirement}")
+            lacking.append(wanted)
             continue
         if not requirement.specifier.contains(version, prereleases=True):
-            lacking.append(f"{requirement} (found: {version})")
+            lacking.append(f"{wanted} (found: {version})")
     python = f"Python {platform.python_version()}"
     if lacking:
         return Finding("packages", f"{python}; missing or old: {', '.join(lacking)}", INSTALL)

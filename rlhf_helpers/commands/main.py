@@ -16,6 +16,7 @@ from rlhf_helpers import scales
 # name -> its module, with `add_arguments(parser)` and `run(options)`, and one line of help
 COMMANDS = {
     "course": ("course", "run the notebooks, show the results"),
+    "lab": ("lab", "open the notebooks in JupyterLab"),
     "data": ("data", "write the data sets of the little world again"),
     "train": ("train", "train one stage"),
     "evaluate": ("evaluate", "measure a policy and the reward model on held-out data"),
@@ -28,14 +29,9 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    options = parse(sys.argv[1:] if arguments is None else arguments)
-    if getattr(options, "scale", "tiny") not in scales.POLICIES:
-        # Models and data are local files; a name of the hub still works with HF_HUB_OFFLINE=0.
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # On CPUs with bfloat16, bitsandbytes looks for a faster kernel and warns that it finds none.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
+        options = parse(sys.argv[1:] if arguments is None else arguments)
+        _set_globals(getattr(options, "scale", "tiny"))
         return options.command(options) or 0
     except (ValueError, FileNotFoundError) as error:  # DataError among them
         print(f"error: {error}", file=sys.stderr)
@@ -43,6 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (FloatingPointError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def _set_globals(scale: str) -> None:
+    """Set what libraries read from the environment, and mute one of their warnings."""
+    if scale not in scales.POLICIES:
+        # Models and data are local files; a name of the hub still works with HF_HUB_OFFLINE=0.
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # On CPUs with bfloat16, bitsandbytes looks for a faster kernel and warns that it finds none.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

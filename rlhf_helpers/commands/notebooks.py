@@ -7,11 +7,12 @@ written to `runs/<scale>/notebooks/`.
 
 import copy
 import re
+import shutil
 from pathlib import Path
 
 from rlhf_helpers.commands.normalise import EXERCISE, normalise, tags, with_ids
 from rlhf_helpers.extras import needs_extra
-from rlhf_helpers.runs import project_root, runs_dir
+from rlhf_helpers.runs import PACKAGE, project_root, runs_dir
 
 with needs_extra("course"):
     import nbformat
@@ -27,6 +28,22 @@ ENCRYPTED = Config(KernelManager={"transport_encryption": "auto"})  # without it
 
 class NotebookFailed(Exception):
     """A notebook did not run to its end; the message names it, the cell and the error."""
+
+
+def copy_lessons() -> None:
+    """Copy the lessons that the wheel carries into the current directory, unless it has some.
+
+    Nothing is copied in a clone, and no file is overwritten.
+    """
+    shipped, root = PACKAGE / "lessons", project_root()
+    if (root / "notebooks").exists() or not shipped.is_dir():
+        return
+    for source in sorted(path for path in shipped.rglob("*") if path.is_file()):
+        target = root / source.relative_to(shipped)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.exists():
+            shutil.copyfile(source, target)
+    print(f"The lessons were copied to {root / 'notebooks'}.", flush=True)
 
 
 def course_notebooks() -> list[Path]:

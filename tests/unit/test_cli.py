@@ -232,10 +232,14 @@ def test_the_doctor_finds_nothing_wrong_here(capsys):
     assert not runs_dir().exists()
 
 
+# The lessons need no extra but `course` and `cloud`.
+WANTED = ["torch>=99", "no-such-package>=1; extra == 'cloud'", "neither>=1; extra == 'dev'"]
+
+
 @pytest.mark.parametrize(
     ("place", "instead", "said"),
     [
-        ("importlib.metadata.requires", lambda _: ["torch>=99", "no-such-package>=1"], "pip"),
+        ("importlib.metadata.requires", lambda _: WANTED, "pip"),
         ("rlhf_helpers.runs.data_dir", lambda: Path("/nowhere"), "git checkout"),
         ("shutil.disk_usage", lambda _: SimpleNamespace(free=2**20), "set RLHF_RUNS"),
         ("os.access", lambda *_: False, "set RLHF_RUNS"),
@@ -249,6 +253,17 @@ def test_the_doctor_says_what_mends_it(place, instead, said, capsys, monkeypatch
     assert "remedy: " in lines[wrong + 1] and said in lines[wrong + 1]
     if "requires" in place:
         assert re.search(r"torch>=99 \(found: 2\S+\), no-such-package>=1$", lines[wrong])
+
+
+def test_lab_opens_the_notebooks_of_the_clone(monkeypatch):
+    calls = []
+    done = SimpleNamespace(returncode=3)
+    monkeypatch.setattr("subprocess.run", lambda command: calls.append(command) or done)
+    assert main(["lab"]) == 3
+    [(python, *module, root, url)] = calls
+    assert [python, *module] == [sys.executable, "-m", "jupyterlab"]
+    assert root == f"--ServerApp.root_dir={project_root()}"
+    assert url.endswith("=/lab/tree/notebooks")
 
 
 @pytest.mark.parametrize("status", [0, 1])

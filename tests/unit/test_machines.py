@@ -45,7 +45,7 @@ def test_on_colab_it_installs_the_package_and_keeps_the_torch_that_is_there(call
     exec(CELL.replace('repository = ""', 'repository = "https://example.org/course.git"'), {})
     [(command, constraints)] = calls
     assert command[:4] == [sys.executable, "-m", "pip", "install"]
-    assert command[-1] == "rlhf-helpers[all] @ git+https://example.org/course.git"
+    assert command[-1] == "rlhf-helpers[course] @ git+https://example.org/course.git"
     assert constraints.strip() == f"torch=={version('torch')}"
     assert "--upgrade" not in command and "constraints.txt" not in command
 
@@ -135,7 +135,7 @@ def test_setup_keeps_a_torch_that_fits(rented, torch):
     folder = rented.remote / "rlhf-course"
     assert (folder / ".venv" / "keep.txt").read_text() == f"torch=={torch}\n"
     assert (folder / "pyproject.toml").read_text() == "ours"
-    assert "-m pip install --constraint .venv/keep.txt --editable .[all]" in rented.calls()
+    assert "-m pip install --constraint .venv/keep.txt --editable .[course,cloud]" in rented.calls()
     assert "terminate" in shown.stdout
     for kept_here in ("--exclude=/.*", "--exclude=/runs"):
         assert kept_here in rented.calls()

@@ -40,6 +40,9 @@ def test_without_a_clone_runs_go_to_the_current_directory(tmp_path, monkeypatch)
     monkeypatch.delenv("RLHF_RUNS")
     monkeypatch.chdir(tmp_path)
     assert project_root() == tmp_path
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")  # where a notebook runs
+    assert project_root() == tmp_path
     assert data_dir() == package / "data"
     assert runs_dir() == tmp_path / "runs"
 

@@ -1,7 +1,6 @@
 """The wheel alone, outside the clone, in environments with just what it declares."""
 
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -136,10 +135,17 @@ for name, extra in (("plots", "course"), ("commands.notebooks", "course"), ("pip
         raise SystemExit(f"{name} was imported")
 """
     run(programs / "python", "-c", script, cwd=tmp_path)
+    script = "from rlhf_helpers.commands.main import main; assert main(['course']) == 1"
+    printed = run(programs / "python", "-c", script, cwd=tmp_path)
+    assert printed == 'error: nbformat is not installed: pip install "rlhf-helpers[course]"\n'
 
 
 def test_with_the_extra_course_the_wheel_runs_the_first_lesson(install, tmp_path):
-    lesson = shutil.copy(ROOT / "notebooks" / "L1_how_rlhf_works.ipynb", tmp_path)
+    lesson = "notebooks/L1_how_rlhf_works.ipynb"
     programs = install("course")
     printed = run(programs / "rlhf-helpers", "course", lesson, cwd=tmp_path)
-    assert (tmp_path / "runs" / "tiny" / "results.json").is_file(), printed
+    assert "L1_how_rlhf_works" in (tmp_path / "runs/tiny/results.json").read_text(), printed
+    for path in ROOT.glob("notebooks/*.ipynb"):  # the lessons that the wheel carries
+        assert (tmp_path / "notebooks" / path.name).read_bytes() == path.read_bytes()
+    assert (tmp_path / "img" / "whole_chain.svg").is_file()
+    assert (tmp_path / "benchmarks" / "alternatives.md").is_file()
