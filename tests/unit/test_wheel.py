@@ -113,7 +113,8 @@ def test_the_wheel_alone_trains_by_ppo_and_answers_help(install, tmp_path):
     assert (package / "py.typed").is_file()
     (tmp_path / "data").symlink_to(package / "data")  # the README's program is run in a clone
     printed = run(programs / "python", "-c", snippet(), cwd=tmp_path)
-    assert len(re.findall(r"^reward -?\d", printed, re.M)) == 3
+    rewards = [float(number) for number in re.findall(r"^reward (-\d+\.\d+)", printed, re.M)]
+    assert len(rewards) == 6 and rewards[-1] > rewards[0], "shorter answers are rewarded"
     for command in ([programs / "rlhf-helpers"], [programs / "python", "-m", "rlhf_helpers"]):
         assert "train" in run(*command, "--help", cwd=tmp_path)
     script = "import rlhf_helpers, sys; assert 'torch' not in sys.modules; print(rlhf_helpers)"
