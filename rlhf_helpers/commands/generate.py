@@ -3,30 +3,42 @@
 import argparse
 
 from rlhf_helpers import scales, schemas
-from rlhf_helpers.commands.options import add_common, policy_folder
+from rlhf_helpers.commands.models import add_models, check_settings, find_models, print_rows
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options: which policy, at which scale."""
+    """Add the options: which models, on which prompts."""
     parser.description = (
-        "Beam search with sampling, with the settings of the source course: 4 beams, top_k 10, "
-        "temperature 0.6, 128 tokens. At smoke and tiny the prompts are posts to summarize."
+        "Without --temperatures by beam search with sampling, with the settings of the source "
+        "course: 4 beams, top_k 10, temperature 0.6. Without --prompts four questions, at smoke "
+        "and tiny four posts."
     )
-    add_common(parser)
-    parser.add_argument(
-        "--policy", default="sft", help="a stage (sft, ppo) or the folder of a model (default: sft)"
-    )
+    add_models(parser, "sft", max_new_tokens=128, temperatures=[])
 
 
 def run(options: argparse.Namespace) -> None:
     """Print the answers of both models to each prompt."""
     from rlhf_helpers.evaluation import QUESTIONS, before_and_after
+    from rlhf_helpers.evaluation.report import write_html
 
     scale = scales.Scale(options.scale, options.task, options.seed)
-    prompts = QUESTIONS
-    if scale.task != "assistant":
-        records = schemas.read_prompts(scale.data("prompts", "test"))
-        prompts = [record["input_text"] for record in records[:4]]
-    models = {"before": scale.base_model, "after": policy_folder(options.policy, scale)}
-    for _, row in before_and_after(models, prompts, options.seed).iterrows():
-        print(*(f"{name}: {text}\n" for name, text in row.items()), sep="")
+    check_settings(options)
+    models, prompts = find_models(options, scale), QUESTIONS
+    if options.prompts or scale.task != "assistant":
+        records = schemas.read_prompts(options.prompts or scale.data("prompts", "test"))
+        prompts = [record["input_text"] for record in records[: None if options.prompts else 4]]
+    before = models.reference
+    if models.of_run and not options.reference:
+        before = str(scale.base_model)  # what the run's SFT started from
+    named = {"before": before, "after": models.policy} if before else {"after": models.policy}
+    table = before_and_after(
+        named,
+        prompts,
+        options.seed,
+        temperatures=options.temperatures,
+        instruction=options.instruction,
+        max_new_tokens=options.max_new_tokens,
+    )
+    print_rows(table)
+    if options.output_dir:
+        write_html(options.output_dir / "samples.html", models.policy, table)

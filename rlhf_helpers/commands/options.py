@@ -1,7 +1,6 @@
 """Options that several commands share, and the way that they print numbers."""
 
 import argparse
-from pathlib import Path
 
 from rlhf_helpers import scales
 
@@ -31,8 +30,3 @@ def print_table(metrics: dict[str, float]) -> None:
     """Print names and numbers, one a line."""
     for name, value in metrics.items():
         print(f"  {name:<22}{value:>12.5g}")
-
-
-def policy_folder(policy: str, scale: scales.Scale) -> Path:
-    """A stage's folder, or the folder named."""
-    return Path(policy) if "/" in policy else scale.dir(policy)

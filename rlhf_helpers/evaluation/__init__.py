@@ -13,6 +13,8 @@ from rlhf_helpers.evaluation.little_world import (
     compare_methods,
     evaluate_policy,
     evaluate_reward_model,
+    evaluate_scores,
+    report_policy,
     temperature_curve,
 )
 from rlhf_helpers.evaluation.metrics import standard_error, wilson_interval
@@ -34,10 +36,12 @@ __all__ = [
     "distinct",
     "evaluate_policy",
     "evaluate_reward_model",
+    "evaluate_scores",
     "kl_from_reference",
     "perplexity",
     "read_tensorboard",
     "repetition",
+    "report_policy",
     "rouge",
     "side_by_side",
     "standard_error",

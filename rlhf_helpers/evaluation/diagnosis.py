@@ -40,7 +40,7 @@ EOS_LOW = 0.8
 # Where two answers are compared, 0.5 is chance. Below 0.55 even honest noise is hardly the reason.
 ACCURACY_LOW = 0.55
 # By how much a reward model's accuracy should fall when each pair stands under another, random
-# prompt. One that reads falls by 0.15 and more; one that judges form alone falls by less than 0.01.
+# prompt. One that reads falls by 0.15 and more; one that judges form alone falls by about 0.01.
 ACCURACY_FALL_LOW = 0.05
 # Scores are in standard deviations of the SFT model's samples, so that healthy ones are near 1.
 REWARD_STD_LOW = 0.05

@@ -7,7 +7,7 @@ reported without asking. Other prompts are measured without gold. Pass `gold` to
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from rlhf_helpers.evaluation import methods, metrics
+from rlhf_helpers.evaluation import methods, metrics, report
 from rlhf_helpers.little_world.annotators import gold_columns
 
 
@@ -23,12 +23,16 @@ def known_gold(
 
 evaluate_policy = partial(metrics.evaluate_policy, gold=known_gold)
 temperature_curve = partial(metrics.temperature_curve, gold=known_gold)
+report_policy = partial(report.report_policy, gold=known_gold)
+evaluate_scores = partial(metrics.evaluate_scores, gold=known_gold)
 evaluate_reward_model = partial(metrics.evaluate_reward_model, gold=known_gold)
 compare_methods = partial(methods.compare_methods, gold=gold_columns)
 best_of_n_row = partial(methods.best_of_n_row, gold=gold_columns)
 for _measure in (
     evaluate_policy,
     temperature_curve,
+    report_policy,
+    evaluate_scores,
     evaluate_reward_model,
     compare_methods,
     best_of_n_row,

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_helpers.generation import encode_prompts
+from rlhf_helpers.generation import encode_prompts, respond
 from rlhf_helpers.models import load_policy, load_tokenizer
 from rlhf_helpers.schemas import format_prompt
 
@@ -25,28 +26,52 @@ QUESTIONS = [
     )
 ]
 # How the course before generated: four beams, each drawn from the ten likeliest tokens.
-BEAMS = {"num_beams": 4, "do_sample": True, "top_k": 10, "temperature": 0.6, "max_new_tokens": 128}
+BEAMS = {"num_beams": 4, "do_sample": True, "top_k": 10, "temperature": 0.6}
 
 
 def beam_answers(
-    model: str | Path, prompts: Sequence[str], *, instruction: str = "", seed: int = 0
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[str],
+    *,
+    max_new_tokens: int = 128,
+    seed: int = 0,
 ) -> list[str]:
-    """The answers of a model, loaded from its folder or the hub, by beam search with sampling."""
-    policy, tokenizer = load_policy(model), load_tokenizer(model)
-    texts = [format_prompt(prompt, instruction) for prompt in prompts]
-    ids, mask = (x.to(policy.device) for x in encode_prompts(tokenizer, texts))
-    with torch.random.fork_rng():  # `generate` knows no generator of its own
+    """Answers to formatted prompts, by beam search with sampling."""
+    ids, mask = (x.to(policy.device) for x in encode_prompts(tokenizer, prompts))
+    with torch.random.fork_rng():  # `generate` takes no generator of its own
         torch.manual_seed(seed)
         output = policy.generate(
-            input_ids=ids, attention_mask=mask, pad_token_id=tokenizer.pad_token_id, **BEAMS
+            input_ids=ids,
+            attention_mask=mask,
+            pad_token_id=tokenizer.pad_token_id,
+            max_new_tokens=max_new_tokens,
+            **BEAMS,
         )
-    answers = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
-    return [answer.strip() for answer in answers]
+    return tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
 
 
 def before_and_after(
-    models: Mapping[str, str | Path], prompts: Sequence[str] = QUESTIONS, seed: int = 0
+    models: Mapping[str, str | Path],
+    prompts: Sequence[str] = QUESTIONS,
+    seed: int = 0,
+    *,
+    temperatures: Sequence[float] = (),
+    instruction: str = "",
+    max_new_tokens: int = 128,
 ) -> pd.DataFrame:
-    """Columns `prompt`, and a model's answers under each name."""
-    answers = {name: beam_answers(model, prompts, seed=seed) for name, model in models.items()}
+    """Columns `prompt`, and the answers of each model (name -> folder or name of the hub).
+
+    They come from `beam_answers`; with `temperatures` they are sampled, a column a temperature.
+    """
+    texts, columns = [format_prompt(prompt, instruction) for prompt in prompts], {}
+    for name, folder in models.items():
+        model = load_policy(folder), load_tokenizer(folder)
+        settings = {"max_new_tokens": max_new_tokens, "seed": seed}
+        if not temperatures:
+            columns[name] = beam_answers(*model, texts, **settings)
+        for temperature in temperatures:
+            sampled = respond(*model, texts, temperature=temperature, **settings)
+            columns[f"{name}, T = {temperature:g}"] = sampled.texts
+    answers = {name: [text.strip() for text in found] for name, found in columns.items()}
     return pd.DataFrame({"prompt": list(prompts), **answers})

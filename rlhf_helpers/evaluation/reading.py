@@ -8,6 +8,7 @@ and what cannot read (a linear probe on the answers' form).
 """
 
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -68,8 +69,8 @@ def prompt_sensitivity(
 ) -> tuple[dict[str, float], pd.DataFrame]:
     """The shuffled-prompt test: score each pair under its own and under another, random prompt.
 
-    The truth stays that of the own prompt. Metrics: those of `evaluate_scores`, and the same with
-    the ending `_other_post` for the scores under the other prompt; `order_kept`, the share of pairs
+    The truth stays that of the own prompt. Metrics: those of `evaluate_scores`, and the same named
+    `accuracy_…_other_post` for the scores under the other prompt; `order_kept`, the share of pairs
     whose order is the same under both; and `score_correlation` of the scores of all answers under
     both. A model that does not read comes out with equal accuracies, `order_kept` and
     `score_correlation` near 1. The table adds `other_score_0` and `other_score_1`.
@@ -79,8 +80,8 @@ def prompt_sensitivity(
     _, under_other = evaluate_reward_model(reward_model, shuffled, instruction)
     own, other = (scored[["score_0", "score_1"]].to_numpy() for scored in (table, under_other))
     found, _ = evaluate_scores(other, preferences, gold=gold)
-    accuracies = (name for name in found if name.startswith("accuracy"))
-    metrics |= {f"{name}_other_post": found[name] for name in accuracies}
+    for name in (name for name in found if name.startswith("accuracy")):
+        metrics[re.sub("(_low|_high)?$", r"_other_post\1", name, count=1)] = found[name]
     metrics["order_kept"] = float(np.mean(np.sign(np.diff(own)) == np.sign(np.diff(other))))
     metrics["score_correlation"] = float(np.corrcoef(own.ravel(), other.ravel())[0, 1])
     return metrics, table.assign(other_score_0=other[:, 0], other_score_1=other[:, 1])

@@ -365,7 +365,6 @@ def test_bad_data_for_evaluation(option, tmp_path, capsys, no_models):
         (["train", "ppo"], "reward"),
         (["train", "ppo", "--reward-model", str(Scale().base_model)], "sft"),
         (["evaluate"], "ppo"),
-        (["evaluate", "--policy", str(Scale().base_model)], "sft"),
     ],
 )
 def test_a_model_that_an_earlier_stage_should_have_made(arguments, missing, capsys):

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import sys
+from inspect import signature
 from pathlib import Path
 
 import deeplake
@@ -21,7 +22,7 @@ from deeplake import types
 from rlhf_helpers.commands.main import main
 from rlhf_helpers.configs import PPOConfig
 from rlhf_helpers.evaluation.questions import BEAMS, beam_answers
-from rlhf_helpers.models import load_classifier, load_policy
+from rlhf_helpers.models import load_classifier, load_policy, load_tokenizer
 from rlhf_helpers.reward_model import RewardModel
 from rlhf_helpers.scales import ASSISTANT_DATA, SCALES, Scale
 from rlhf_helpers.stages import STAGES, train_stage
@@ -256,10 +257,11 @@ def test_answers_are_drawn_from_beams_and_the_same_for_the_same_seed():
         "do_sample": True,
         "top_k": 10,
         "temperature": 0.6,
-        "max_new_tokens": 128,
     }
-    base, prompts = Scale().base_model, ["r/work: My boss sings all day. Any advice? [summary]:"]
-    first, again, other = (beam_answers(base, prompts, seed=seed) for seed in (0, 0, 3))
+    assert signature(beam_answers).parameters["max_new_tokens"].default == 128
+    model = load_policy(Scale().base_model), load_tokenizer(Scale().base_model)
+    prompts = ["r/work: My boss sings all day. Any advice? [summary]:"]
+    first, again, other = (beam_answers(*model, prompts, seed=seed) for seed in (0, 0, 3))
     assert first == again != other
 
 

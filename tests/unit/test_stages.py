@@ -79,7 +79,11 @@ def chain(home) -> dict[str, int]:
 
 def test_every_stage_succeeds_and_writes_only_where_it_should(chain, home):
     assert chain == dict.fromkeys([*stages.STAGES, "evaluate"], 0)
-    assert [path.name for path in home.rglob("*")] == ["evaluation", "evaluation.json"]
+    assert sorted(path.name for path in home.rglob("*")) == [
+        "evaluation",
+        "evaluation.json",
+        "samples.html",
+    ]
 
 
 def test_only_what_is_missing_is_trained(chain, monkeypatch):
@@ -137,10 +141,15 @@ def test_the_reward_model_reports_how_often_it_was_right_in_training(chain):
 
 def test_the_evaluation_reports_the_policy_and_the_reward_model(chain, home):
     found = json.loads((home / "evaluation" / "evaluation.json").read_text())
-    common = {"gold", "gold_se", "reward", "length", "eos_rate", "covered", "wrong", "prompts"}
-    assert set(found["sampled"]) == {*common, "words", "kl"}
-    assert set(found["greedy"]) == {*common, "words"}
-    assert found["sampled"]["prompts"] == 16
+    assert set(found) == {"sampled", "sampled_0.4", "greedy", "reward_model"}
+    common = {"gold", "gold_se", "reward", "kl", "length", "eos_rate", "covered", "wrong"}
+    texts = {"prompts", "words", "repetition", "distinct_1", "distinct_2"}
+    wins = {
+        f"{name}{end}" for name in ("win_rate", "win_rate_gold") for end in ("", "_low", "_high")
+    }
+    for name in ("sampled", "sampled_0.4", "greedy"):
+        assert set(found[name]) == common | texts | wins
+        assert found[name]["prompts"] == 16
     names = {
         f"accuracy_{name}{end}"
         for name in ("gold", "noisy", "clear")
