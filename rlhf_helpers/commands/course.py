@@ -18,11 +18,20 @@ from rlhf_helpers.commands.notebooks import (
     shown,
 )
 from rlhf_helpers.commands.options import add_common
-from rlhf_helpers.runs import HEADLESS, project_root, read_results, record_results, runs_dir
+from rlhf_helpers.runs import (
+    HEADLESS,
+    project_root,
+    read_results,
+    record_results,
+    runs_dir,
+    stage_dir,
+)
 from rlhf_helpers.scales import POLICIES
 
-# The lessons whose models or numbers a lesson reads: it starts when these have ended. A lesson that
-# is not listed here waits for all lessons before it.
+# The lesson in which the reader sees a stage being trained, into `live/<stage>`.
+TRAINED_IN = {"sft": "L6", "reward": "L7", "ppo": "L8", "dpo": "L9"}
+# What a lesson reads: trained stages, or all that another lesson writes. It starts when these are
+# there; a lesson that is not listed waits for the end of all lessons before it.
 READS: dict[str, tuple[str, ...]] = {
     "L1": (),
     "L2": (),
@@ -30,11 +39,11 @@ READS: dict[str, tuple[str, ...]] = {
     "L4": ("L3",),
     "L5": (),
     "L6": (),
-    "L7": ("L6",),
-    "L8": ("L6", "L7"),
-    "L9": ("L6", "L8"),
-    "L10": ("L6", "L7", "L8"),
-    "L11": ("L6", "L7", "L8", "L9", "L10"),
+    "L7": ("sft",),
+    "L8": ("sft", "reward"),
+    "L9": ("sft", "ppo"),
+    "L10": ("sft", "reward", "ppo"),
+    "L11": ("sft", "reward", "ppo", "dpo", "L10"),
 }
 MOST_JOBS = 4  # no more lessons than these can run at once for long, and each takes up to 2 GB
 # Figures are drawn although no front end is attached, whatever backend the calling process uses.
@@ -86,7 +95,7 @@ def run_notebooks(
     in_place: bool = False,
     jobs: int | None = None,
 ) -> dict[str, str]:
-    """Run notebooks side by side, each when those that it reads from have ended.
+    """Run notebooks side by side, each as soon as what it reads has been written.
 
     Prints a line for each and records its `seconds`. A failed notebook stops no other: what a
     later one misses, it trains itself. Returns the error messages by the failed notebooks'
@@ -96,12 +105,13 @@ def run_notebooks(
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}: at least one notebook must run at a time")
     waiting, running, failures = list(paths), dict[Future, Path](), dict[str, str]()
-    progress = Progress(len(paths))
+    progress, beginning = Progress(len(paths)), time.time()
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, spawn, _set_environment, (_variables(scale),)) as pool:
         try:
             while waiting or running:
-                for path in _ready(waiting, running.values())[: jobs - len(running)]:
+                trained = _trained_since(beginning, scale, seed)
+                for path in _ready(waiting, running.values(), trained)[: jobs - len(running)]:
                     waiting.remove(path)
                     progress.start(path.stem)
                     running[pool.submit(_attempt, path, scale, seed, in_place)] = path
@@ -184,17 +194,24 @@ class Progress:
         self.width = 0 if line.endswith("\n") else len(line)
 
 
-def _ready(waiting: Collection[Path], running: Collection[Path]) -> list[Path]:
-    """Return the waiting notebooks that read nothing from a notebook that has not ended."""
+def _trained_since(beginning: float, scale: str, seed: int) -> set[str]:
+    """Return the stages whose training has ended after a time in seconds since the epoch."""
+    folders = {stage: stage_dir(scale, stage, seed=seed, live=True) for stage in TRAINED_IN}
+    ends = {stage: folder / "metrics.json" for stage, folder in folders.items()}
+    return {s for s, end in ends.items() if end.exists() and end.stat().st_mtime >= beginning}
+
+
+def _ready(waiting: Collection[Path], running: Collection[Path], trained: set[str]) -> list[Path]:
+    """Return the waiting notebooks that need not wait for a notebook that has not ended."""
     unfinished = {_lesson(path) for path in (*waiting, *running)}
-    return [path for path in waiting if not _reads(path, unfinished)]
+    return [path for path in waiting if not _must_wait(_lesson(path), unfinished, trained)]
 
 
-def _reads(path: Path, unfinished: set[str]) -> set[str]:
-    """Return those of the unfinished lessons that a notebook must wait for."""
-    if (lesson := _lesson(path)) in READS:
-        return unfinished & set(READS[lesson])
-    return {other for other in unfinished if order(other) < order(lesson)}
+def _must_wait(lesson: str, unfinished: set[str], trained: set[str]) -> bool:
+    """Tell whether an unfinished lesson has still to write something that `lesson` reads."""
+    if lesson not in READS:
+        return any(order(other) < order(lesson) for other in unfinished)
+    return any(TRAINED_IN.get(r, r) in unfinished for r in READS[lesson] if r not in trained)
 
 
 def _lesson(path: Path) -> str:

@@ -241,27 +241,31 @@ def test_a_failed_notebook_is_named_with_its_cell_and_stops_no_other(tmp_path, c
 
 
 @pytest.mark.slow
-def test_notebooks_run_side_by_side_with_one_thread_but_after_those_that_they_read(
+def test_notebooks_run_side_by_side_with_one_thread_each_once_what_they_read_is_written(
     tmp_path, capsys
 ):
-    meet = """
+    wait = """
 import os, time
+from rlhf_helpers.runs import stage_dir, write_json
 assert os.environ["OMP_NUM_THREADS"] == "1"
-open(f"{name} is here", "x")
-while not os.path.exists(f"{other} is here"):
-    time.sleep(0.1)
+def wait_for(name):
+    while not os.path.exists(name):
+        time.sleep(0.1)
 """
     sources = {
-        "L3_pipeline": f"name, other = 'L3', 'L6'\n{meet}",
-        "L6_sft": f"name, other = 'L6', 'L3'\n{meet}\ntime.sleep(1)\nopen('model', 'x')",
-        "L7_reward": "open('model')",
-        "L99_unknown": "open('model')",
+        "L3_pipeline": "open('L3', 'x'); wait_for('L6')",
+        "L6_sft": "open('L6', 'x'); wait_for('L3'); time.sleep(1); open('sft', 'x')",
+        "L7_reward": "open('sft'); write_json(stage_dir(scale, 'reward', live=True) / "
+        "'metrics.json', {}); wait_for('ppo')",
+        "L8_ppo": "open('ppo', 'x')",
+        "L99_unknown": "open('ppo')",
     }
     parameters = code(PARAMETERS, tags=["parameters"])
-    paths = [write(tmp_path / f"{n}.ipynb", parameters, code(s)) for n, s in sources.items()]
+    paths = [write(tmp_path / f"{n}.ipynb", parameters, code(wait + s)) for n, s in sources.items()]
     assert run_notebooks(paths, "smoke", jobs=2) == {}
     printed = capsys.readouterr().out.splitlines()
-    assert [line[:5] for line in printed] == [f"[{i}/4]" for i in (1, 2, 3, 4)]
+    assert [line[:5] for line in printed] == [f"[{i}/5]" for i in range(1, 6)]
+    assert "L8_ppo" in printed[2] and "L7_reward" in printed[3]
 
 
 def test_at_least_one_notebook_runs_at_a_time():
