@@ -145,7 +145,7 @@ def run_ppo(
     judge = reward_model.RewardModel.from_pretrained(config.reward_model)
     trainer = PPOTrainer(policy, load_tokenizer(config.model), config)
     prompts = texts(size, size.prompt, seed=9)
-    trainer.config = replace(config, min_new_tokens=1, max_new_tokens=4)
+    trainer.config = replace(config, min_new_tokens=1, max_new_tokens=4, draw_lengths=True)
     ppo_step(case, trainer, judge, prompts)
     trainer.config, steps = config, []
     while len(steps) < PPO_STEPS and (not steps or now() - started < allowance):

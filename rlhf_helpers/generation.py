@@ -5,16 +5,29 @@ right padded, the K samples of a prompt side by side. `logprobs` has the forward
 same log-probs again for training. Any causal LM of transformers with a key-value cache will do.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import Cache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_helpers import processes
-from rlhf_helpers.logprobs import Tokens, response_logprobs, scaled
-from rlhf_helpers.prompt_cache import prompt_cache
+from rlhf_helpers.logprobs import Tokens, response_logprobs
+from rlhf_helpers.next_token import Chooser, end_ids
+from rlhf_helpers.prompt_cache import fitting, prompt_cache
+
+__all__ = [
+    "Responses",
+    "Samples",
+    "decode",
+    "encode_prompts",
+    "end_ids",
+    "respond",
+    "sample",
+    "seeded",
+]
 
 
 @dataclass
@@ -39,24 +52,6 @@ def seeded(policy: PreTrainedModel, seed: int) -> torch.Generator:
     return torch.Generator(policy.device).manual_seed(seed)
 
 
-def end_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids that end a response: the tokenizer's EOS and all of the model's generation config.
-
-    Chat models list several there, such as the end of a turn. Raises ValueError for a tokenizer
-    without EOS.
-    """
-    config = getattr(policy, "generation_config", None)
-    listed = getattr(config, "eos_token_id", None)
-    listed = listed if isinstance(listed, list) else [listed]
-    if tokenizer.eos_token_id is None:
-        known = tokenizer.convert_ids_to_tokens([i for i in listed if i is not None])
-        raise ValueError(
-            "the tokenizer has no EOS token, so no response could end: set tokenizer.eos_token, or "
-            f'"eos_token" in its tokenizer_config.json (the model ends at {known or "no token"})'
-        )
-    return sorted({tokenizer.eos_token_id, *(i for i in listed if i is not None)})
-
-
 @torch.no_grad()
 def sample(
     policy: PreTrainedModel,
@@ -69,16 +64,18 @@ def sample(
     samples_per_prompt: int = 1,
     generator: torch.Generator | None = None,
     keep_hidden: bool = False,
+    min_new_tokens: int = 0,
     lengths: Tensor | None = None,
 ) -> Samples:
     """Sample K responses to each of G prompts (G, P); temperature 0 is greedy.
 
-    A response ends with any of `end_ids`, or at max_new_tokens. With `lengths` (B,), of at most
-    max_new_tokens, each gets exactly so many tokens: EOS is a token like any other. Responses that
-    have ended leave the batch. Raises FloatingPointError for logits that are NaN or infinite.
+    A response ends with any of `end_ids`, not before min_new_tokens, or at max_new_tokens. With
+    `lengths` (B,), of at most max_new_tokens, each gets exactly so many tokens, EOS among them.
+    Responses that have ended leave the batch. Raises FloatingPointError for logits that are NaN.
     """
     policy.eval()
-    chooser = _Chooser(policy, tokenizer, temperature, generator)
+    min_new_tokens = min_new_tokens if lengths is None else 0
+    chooser = Chooser(policy, tokenizer, min_new_tokens, temperature, generator)
     cache = prompt_cache(policy, prompt_ids, prompt_mask, samples_per_prompt, roomy=True)
     token = prompt_ids[:, -1:].repeat_interleave(samples_per_prompt, 0)
     mask = prompt_mask.repeat_interleave(samples_per_prompt, 0)
@@ -86,7 +83,7 @@ def sample(
     rows = torch.arange(len(mask), device=mask.device)  # which responses the batch still holds
     for step in range(max_new_tokens):
         logits, hidden = _read(policy, token, mask, cache, keep_hidden)
-        token, logprobs = chooser.choose(logits)
+        token, logprobs = chooser.choose(logits, step)
         _write(found, rows, step, token, logprobs, hidden)
         found.ended[rows] = torch.isin(token[:, 0], chooser.ends)
         on = ~found.ended[rows] if lengths is None else lengths[rows] > step + 1
@@ -114,60 +111,6 @@ def _read(
     )
     hidden = output.hidden_states[-1][:, -1].float() if keep_hidden else None
     return output.logits[:, -1], hidden
-
-
-class _Chooser:
-    """Chooses next tokens, among those that the tokenizer knows.
-
-    Embeddings may have more rows than the tokenizer has tokens; such ids would decode to nothing.
-    The log-probs are those of the whole softmax, which the training pass computes again.
-    """
-
-    def __init__(
-        self,
-        policy: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        temperature: float,
-        generator: torch.Generator | None,
-    ):
-        self.tokenizer, self.temperature, self.generator = tokenizer, temperature, generator
-        self.ends = torch.tensor(end_ids(policy, tokenizer), device=policy.device)
-        self.unknown: Tensor | None = None  # (V,) bool, True on ids that are no token
-
-    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """The next token of each row, drawn from logits (B, V), and its log-prob; both (B, 1)."""
-        scores = torch.log_softmax(scaled(logits, self.temperature or 1.0), dim=-1)
-        choices = scores
-        if scores.shape[-1] > len(self.tokenizer):
-            choices = scores.masked_fill(self._unknown(scores.shape[-1]), -torch.inf)
-        if self.temperature:
-            token = _draw(choices.exp(), self.generator)
-        else:
-            token = choices.argmax(-1, keepdim=True)
-        logprobs = scores.gather(1, token)
-        if not logprobs.isfinite().all():  # a NaN or +inf anywhere in a row reaches all of it
-            raise FloatingPointError(
-                "the policy's logits are NaN or infinite: its weights have diverged, or overflow "
-                "16 bits; load an earlier checkpoint, lower the learning rate, or use float32"
-            )
-        return token, logprobs
-
-    def _unknown(self, words: int) -> Tensor:
-        if self.unknown is None:
-            self.unknown = torch.ones(words, dtype=torch.bool, device=self.ends.device)
-            self.unknown[list(self.tokenizer.get_vocab().values())] = False
-        return self.unknown
-
-
-def _draw(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
-    """One token a row (B, 1), by inverting the distribution function.
-
-    It takes one random number a row, where torch.multinomial draws one a word: ten times faster.
-    """
-    cumulated = probabilities.cumsum(-1)
-    uniform = torch.rand(len(probabilities), 1, generator=generator, device=probabilities.device)
-    token = torch.searchsorted(cumulated, uniform * cumulated[:, -1:], right=True)
-    return token.clamp(max=probabilities.shape[1] - 1)  # where rounding has made uniform 1
 
 
 def _blank(rows: int, width: int, pad_token_id: int, device: torch.device) -> Samples:
@@ -241,11 +184,10 @@ class Responses:
     log_ratios: list[float]  # log policy - log reference of the whole response, nats; or empty
 
 
-def fitting(config: PreTrainedConfig) -> int:
-    """How many responses' keys and values fit 8 GiB, were each as long as the model can read."""
-    positions = getattr(config, "max_position_embeddings", None) or 2048
-    bytes_each = 2 * config.num_hidden_layers * config.hidden_size * 4 * positions
-    return max(1, 2**33 // bytes_each)
+def _progress(starts: range) -> Iterable[int]:
+    """The same numbers, with a progress bar where the work takes more than five seconds."""
+    silent = processes.rank() > 0
+    return tqdm(starts, desc="sampling", leave=False, disable=silent, delay=5)
 
 
 @torch.no_grad()
@@ -268,11 +210,10 @@ def respond(
     decoding is the limit of a low temperature: q gives its answer probability 1.
     """
     generator, found = seeded(policy, seed), Responses([], [], [], [])
-    at_once = max(1, min(batch_size, fitting(policy.config)) // samples_per_prompt)
-    starts = range(0, len(prompts), at_once)
-    silent = processes.rank() > 0
-    # Work of less than `delay` seconds shows no progress.
-    for start in tqdm(starts, desc="sampling", leave=False, disable=silent, delay=5):
+    longest = max((len(ids) for ids in tokenizer(prompts)["input_ids"]), default=0)
+    fits = fitting(policy.config, longest + max_new_tokens)
+    at_once = max(1, min(batch_size, fits) // samples_per_prompt)
+    for start in _progress(range(0, len(prompts), at_once)):
         ids, mask = encode_prompts(tokenizer, prompts[start : start + at_once])
         ids, mask = ids.to(policy.device), mask.to(policy.device)
         samples = sample(

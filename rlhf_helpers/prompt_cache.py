@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +24,20 @@ except ImportError:
 def positions(mask: Tensor) -> Tensor:
     """Position of every token (B, T) in its own text, whatever the padding in front."""
     return (mask.cumsum(1) - 1).clamp(min=0)
+
+
+def cache_bytes(config: PreTrainedConfig, tokens: int) -> int:
+    """Bytes of the keys and values of a text, in float32; grouped heads share theirs."""
+    config = config.get_text_config(decoder=True)
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kept = getattr(config, "num_key_value_heads", None) or heads
+    return 2 * 4 * config.num_hidden_layers * tokens * kept * size
+
+
+def fitting(config: PreTrainedConfig, tokens: int) -> int:
+    """How many texts of so many tokens, prompt and response, have keys and values within 8 GiB."""
+    return max(1, 2**33 // cache_bytes(config, tokens))
 
 
 def prompt_cache(

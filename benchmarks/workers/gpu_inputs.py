@@ -90,6 +90,7 @@ SIZES = {
             "gradient_accumulation_steps": 1,
             "min_new_tokens": 4,
             "max_new_tokens": 8,
+            "draw_lengths": True,
             "max_prompt_length": 32,
         },
     ),

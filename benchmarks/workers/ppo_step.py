@@ -81,6 +81,7 @@ def ours(options: dict) -> None:
         kl_coef=options["kl_coef"],
         seed=options["seed"],
         min_new_tokens=0 if options["variable"] else length,
+        draw_lengths=not options["variable"],
         max_new_tokens=length,
         missing_eos_penalty=0.0,
         value_head_std=options["value_head_std"],

@@ -69,10 +69,10 @@ class PPOConfig:
     vf_coef: float = setting(0.1, "weight of the value loss", at_least=0)
     max_grad_norm: float = setting(1.0, "gradients are clipped to this norm", above=0)
     temperature: float = setting(1.0, "of sampling", above=0)
-    min_new_tokens: int = setting(
-        0,
-        "above 0: draw each answer's length from here to the longest; EOS stops none",
-        at_least=0,
+    min_new_tokens: int = setting(0, "no answer ends before so many tokens", at_least=0)
+    draw_lengths: bool = setting(
+        False,
+        "draw each answer's length evenly from min_new_tokens to max_new_tokens; EOS stops none",
     )
     max_new_tokens: int = setting(48, "longest answer, in tokens", at_least=1)
     missing_eos_penalty: float = setting(
@@ -105,6 +105,8 @@ class PPOConfig:
                 f"min_new_tokens {self.min_new_tokens} is more than max_new_tokens "
                 f"{self.max_new_tokens}"
             )
+        if self.draw_lengths and not self.min_new_tokens:
+            raise ValueError("draw_lengths needs the shortest length: set min_new_tokens above 0")
         if self.adaptive_kl and not self.kl_coef:
             raise ValueError("adaptive_kl multiplies kl_coef: start it above 0")
 

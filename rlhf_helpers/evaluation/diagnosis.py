@@ -271,7 +271,7 @@ def _texts(table: pd.DataFrame) -> Iterator[Finding]:
             "many responses do not end by themselves",
             f"{ends[1]:.0%} end, late",
             "Raise missing_eos_penalty or max_new_tokens, and check that demonstrations end with "
-            "EOS. Where lengths are drawn (min_new_tokens), this is meant.",
+            "EOS. Where lengths are drawn (draw_lengths), this is meant.",
         )
 
 

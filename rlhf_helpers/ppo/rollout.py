@@ -2,7 +2,8 @@
 
 import copy
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,12 +34,32 @@ class Rollout(Tokens):
     seconds: float  # that sampling took
     logprob_gap: float | None = None  # mean |sampled - recomputed| log-prob, where recomputed
 
+    def select(self, rows: Tensor) -> "Rollout":
+        """The rollout of some responses, in the order of `rows`: to filter or to reorder it."""
+        chosen: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                chosen[field.name] = value[rows]
+            elif isinstance(value, list):
+                chosen[field.name] = [value[i] for i in rows.tolist()]
+        return replace(self, **chosen)
+
+    def is_grouped(self, rows: Tensor, samples_per_prompt: int) -> bool:
+        """Whether `rows` are whole groups of K responses to one prompt, side by side."""
+        if len(rows) % samples_per_prompt:
+            return False
+        ids = self.prompt_ids[rows].unflatten(0, (-1, samples_per_prompt))
+        mask = self.prompt_mask[rows].unflatten(0, (-1, samples_per_prompt))
+        return bool((ids == ids[:, :1]).all() and (mask == mask[:, :1]).all())
+
     def part(self, rows: Tensor, samples_per_prompt: int) -> Tokens:
         """The tokens of some responses, each prompt once for its K responses.
 
-        `rows` holds whole groups of K. Padding that none of the responses needs is left out.
+        Where `rows` are not whole groups of K responses to one prompt, each response has a prompt
+        of its own. Padding that none of the responses needs is left out.
         """
-        prompts = rows[::samples_per_prompt]
+        prompts = rows[::samples_per_prompt] if self.is_grouped(rows, samples_per_prompt) else rows
         first = self.prompt_mask[prompts].any(0).nonzero()[0, 0]
         width = int(self.response_mask[rows].sum(1).max())
         return Tokens(
@@ -75,6 +96,7 @@ def sample_rollout(
         samples_per_prompt=repeat,
         generator=generator,
         keep_hidden=critic is None,
+        min_new_tokens=config.min_new_tokens,
         lengths=draw_lengths(config, len(prompts) * repeat, generator),
     )
     tokens = Tokens(prompt_ids, prompt_mask, samples.response_ids, samples.response_mask)
@@ -102,7 +124,7 @@ def draw_lengths(config: PPOConfig, size: int, generator: torch.Generator) -> Te
     After TRL's LengthSampler, which drew one length for every few responses and stopped at no EOS
     either: the answers of a batch then differ in length by chance, not by the policy's choice.
     """
-    if not config.min_new_tokens:
+    if not config.draw_lengths:
         return None
     low, high = config.min_new_tokens, config.max_new_tokens
     return torch.randint(low, high + 1, (size,), generator=generator, device=generator.device)

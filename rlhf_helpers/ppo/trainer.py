@@ -68,7 +68,7 @@ class PPOTrainer:
             config.mini_batch_size, config.gradient_accumulation_steps, config.samples_per_prompt
         )
         # Where lengths are drawn no response can end by itself, so none is to blame.
-        self.eos_penalty = 0.0 if config.min_new_tokens else config.missing_eos_penalty
+        self.eos_penalty = 0.0 if config.draw_lengths else config.missing_eos_penalty
         generation.end_ids(policy, tokenizer)  # raises ValueError where no response could end
         self.reference = frozen_reference(policy, reference, tokenizer)
         separate = config.critic == "separate"
@@ -114,7 +114,7 @@ class PPOTrainer:
 
         # 2. Several passes over the rollout in mini-batches, with an optimiser step for each.
         updates = []
-        for rows in self._minibatches(len(scores)):
+        for rows in self._minibatches(rollout):
             updates.append(self._set_gradients(rollout, advantages, returns, rows))
             if self._too_far(updates[-1]["approx_kl"]):
                 break
@@ -155,9 +155,14 @@ class PPOTrainer:
         advantages, returns = gae(rewards, rollout.values, mask, config.gamma, config.lam)
         return whiten(advantages, mask, processes.total), returns
 
-    def _minibatches(self, size: int) -> Iterator[Tensor]:
-        """Rows of the mini-batches of every epoch; the K samples of a prompt stay together."""
-        repeat = self.config.samples_per_prompt
+    def _minibatches(self, rollout: Rollout) -> Iterator[Tensor]:
+        """Rows of the mini-batches of every epoch; the K samples of a prompt stay together.
+
+        Where a filter or another order has torn them apart, each response goes by itself.
+        """
+        size, repeat = len(rollout.ended), self.config.samples_per_prompt
+        if not rollout.is_grouped(torch.arange(size, device=self.device), repeat):
+            repeat = 1
         for _ in range(self.config.ppo_epochs):
             prompts = torch.randperm(size // repeat, generator=self.shuffling)
             for chosen in prompts.split(self.share // repeat):

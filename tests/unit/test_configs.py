@@ -131,6 +131,11 @@ TOGETHER = [
     ),
     (
         "ppo",
+        {"draw_lengths": True},
+        "draw_lengths needs the shortest length: set min_new_tokens above 0",
+    ),
+    (
+        "ppo",
         {"adaptive_kl": True, "kl_coef": 0.0},
         "adaptive_kl multiplies kl_coef: start it above 0",
     ),

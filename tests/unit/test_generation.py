@@ -14,6 +14,7 @@ from transformers import (
     MistralConfig,
     MistralForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen2Config,
     cache_utils,
 )
 
@@ -186,6 +187,16 @@ def test_greedy_sampling_equals_generate_of_transformers(make_model, tokenizer, 
         assert samples.response_ids.tolist() == expected[:, prompt_ids.shape[1] :].tolist()
         lengths.add(samples.response_ids.shape[1])
     assert len(lengths) > 1  # some of them end
+
+
+def test_min_new_tokens_means_what_it_means_to_transformers(make_model, tokenizer, kind):
+    policy, lengths = make_model(kind, eos_bias=6.0), set()
+    for prompt in ["The cat", "sat on the mat.", "x", "tree", "Why not?"]:
+        prompt_ids, _, samples = draw(policy, tokenizer, [prompt], temperature=0, min_new_tokens=4)
+        expected = policy.generate(prompt_ids, do_sample=False, max_new_tokens=10, min_new_tokens=4)
+        assert samples.response_ids.tolist() == expected[:, prompt_ids.shape[1] :].tolist()
+        lengths.add(samples.response_ids.shape[1])
+    assert min(lengths) == 5
 
 
 def test_greedy_logprobs_are_those_of_temperature_one(make_model, tokenizer):
@@ -533,3 +544,32 @@ def test_log_ratios_to_the_policy_itself_are_zero(make_model, tokenizer, kind):
     policy = make_model(kind)
     found = respond(policy, tokenizer, PROMPTS, max_new_tokens=10, reference=policy)
     assert found.log_ratios == pytest.approx([0.0] * len(PROMPTS), abs=1e-4)
+
+
+def test_responses_are_sampled_at_once_as_their_keys_and_values_fit():
+    """Qwen2.5-0.5B with its 32,768 positions: 24 layers, 2 of 14 heads of 64 numbers are kept."""
+    config = Qwen2Config(
+        hidden_size=896,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        max_position_embeddings=32_768,
+    )
+    each = 2 * 4 * 24 * 2 * 64 * 160  # keys and values in float32 of 160 tokens
+    assert prompt_cache.cache_bytes(config, 160) == each
+    assert prompt_cache.fitting(config, 160) == 2**33 // each > 2000
+    assert prompt_cache.fitting(config, 10**9) == 1
+    config.head_dim = 128
+    assert prompt_cache.cache_bytes(config, 160) == 2 * each
+
+
+def test_a_model_of_many_positions_responds_to_all_prompts_at_once(
+    make_model, tokenizer, monkeypatch
+):
+    policy, sizes = make_model("llama"), []
+    policy.config.max_position_embeddings = 2**31
+    policy.register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    respond(policy, tokenizer, PROMPTS, max_new_tokens=4)
+    assert sizes[0] == len(PROMPTS)

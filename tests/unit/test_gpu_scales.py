@@ -92,6 +92,7 @@ def _own_random_numbers():
                 "kl_horizon": 10_000,
                 "target_kl": None,
                 "min_new_tokens": 32,
+                "draw_lengths": True,
                 "max_new_tokens": 400,
                 "temperature": 1.0,
                 "max_prompt_length": 400,

@@ -349,7 +349,13 @@ def test_the_work_of_a_stage_follows_from_data_and_settings():
     pairs = DPOConfig(**folders, pairs=80, max_length=90)
     assert plan.work(pairs, data) == (10, 80, 80 * 2 * 90)
     ppo = PPORunConfig(
-        **FOLDERS, reward_model="", steps=10, batch_size=64, min_new_tokens=10, max_new_tokens=30
+        **FOLDERS,
+        reward_model="",
+        steps=10,
+        batch_size=64,
+        min_new_tokens=10,
+        max_new_tokens=30,
+        draw_lengths=True,
     )
     assert plan.work(ppo, data) == (10, 640, 640 * (60 + 20))
 

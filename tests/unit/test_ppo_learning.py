@@ -117,6 +117,7 @@ def test_a_bandit_reaches_the_closed_form_optimum(tokens, kl_coef):
             lam=1.0,
             samples_per_prompt=512,
             min_new_tokens=tokens,
+            draw_lengths=True,
             max_new_tokens=tokens,
         )
         trainer = PPOTrainer(policy, make_tokenizer(), config)

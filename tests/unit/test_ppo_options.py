@@ -114,7 +114,9 @@ def test_a_target_out_of_reach_changes_nothing(make_trainer):
 
 
 def test_lengths_are_drawn_between_the_two_and_no_eos_stops(make_trainer, tokenizer):
-    trainer = make_trainer(min_new_tokens=3, max_new_tokens=6, samples_per_prompt=4)
+    trainer = make_trainer(
+        min_new_tokens=3, max_new_tokens=6, draw_lengths=True, samples_per_prompt=4
+    )
     trainer.policy.lm_head.bias.data[tokenizer.eos_token_id] = 5.0  # in nearly every response
     rollouts = [trainer.rollout(PROMPTS) for _ in range(4)]
     lengths = [n for rollout in rollouts for n in rollout.response_mask.sum(1).tolist()]
@@ -128,6 +130,17 @@ def test_lengths_are_drawn_between_the_two_and_no_eos_stops(make_trainer, tokeni
     close(rollout.logprobs, expected, rtol=0, atol=1e-5)
 
 
+def test_no_response_ends_before_the_shortest_length(make_trainer, tokenizer):
+    trainer = make_trainer(min_new_tokens=5, samples_per_prompt=4)
+    trainer.policy.lm_head.bias.data[tokenizer.eos_token_id] = 6.0  # at once, without it
+    rollout = trainer.rollout(PROMPTS)
+    lengths = rollout.response_mask.sum(1)
+    assert lengths.min() == 6 and rollout.ended.any()  # five tokens and EOS, as in transformers
+    logits, _ = forward_responses(trainer.policy, rollout)
+    expected = token_logprobs(logits, rollout.response_ids) * rollout.response_mask
+    close(rollout.logprobs, expected, rtol=0, atol=1e-5)  # as training computes them
+
+
 def test_without_a_minimum_eos_decides(make_trainer):
     rollout = make_trainer(min_new_tokens=0).rollout(PROMPTS)
     assert 0 < rollout.ended.sum() < 8
@@ -136,7 +149,7 @@ def test_without_a_minimum_eos_decides(make_trainer):
 def test_where_lengths_are_drawn_nobody_pays_for_a_missing_eos(make_trainer):
     outcomes = []
     for penalty in (0.0, 3.0):
-        trainer = make_trainer(min_new_tokens=3, missing_eos_penalty=penalty)
+        trainer = make_trainer(min_new_tokens=3, draw_lengths=True, missing_eos_penalty=penalty)
         history = run(trainer, 2)
         outcomes.append((history, weights(trainer)))
     assert outcomes[0][0] == outcomes[1][0]
@@ -341,6 +354,7 @@ def test_with_every_option_the_statistics_are_the_promised_ones_and_theirs(make_
         critic="separate",
         gradient_accumulation_steps=2,
         min_new_tokens=2,
+        draw_lengths=True,
     )
     rollout = trainer.rollout(PROMPTS)
     stats = trainer.step(rollout, upper_share(rollout))
@@ -358,6 +372,7 @@ def test_what_the_options_change_is_in_the_state(make_trainer, lora, tmp_path):
         "kl_horizon": 20,
         "critic": "separate",
         "min_new_tokens": 2,
+        "draw_lengths": True,
         "gradient_accumulation_steps": 2,
         "target_kl": 0.5,
     }
@@ -386,5 +401,5 @@ def test_making_a_trainer_leaves_the_global_random_state_alone(make_trainer):
 def test_the_defaults_switch_every_option_off():
     config = PPOConfig(**SMALL)
     assert not config.adaptive_kl and config.target_kl is None and config.score_clip is None
-    assert config.ptx_coef == config.min_new_tokens == 0
+    assert config.ptx_coef == config.min_new_tokens == 0 and not config.draw_lengths
     assert config.gradient_accumulation_steps == 1 and config.critic == "shared"

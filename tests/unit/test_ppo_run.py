@@ -124,6 +124,7 @@ def test_options_on_the_command_line_reach_the_run(arguments, tmp_path):
         "0.2",
         "--gradient-accumulation-steps",
         "2",
+        "--draw-lengths",
         "--min-new-tokens",
         "4",
     ]

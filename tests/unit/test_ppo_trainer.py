@@ -15,12 +15,13 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from rlhf_helpers import logprobs, ppo
 from rlhf_helpers.generation import encode_prompts
 from rlhf_helpers.logprobs import Tokens, forward_responses, token_logprobs
-from rlhf_helpers.models import without_dropout
+from rlhf_helpers.models import add_lora, without_dropout
 from rlhf_helpers.ppo import (
     PPOConfig,
     PPOTrainer,
     gae,
     kl_penalty,
+    masked_mean,
     policy_loss,
     token_rewards,
     value_loss,
@@ -384,6 +385,56 @@ def test_the_value_head_fits_a_policy_whose_embeddings_have_another_size(make_mo
     policy = without_dropout(make_model("opt", word_embed_proj_dim=16))
     history = run(PPOTrainer(policy, tokenizer, PPOConfig(**SMALL)), 1)
     assert math.isfinite(history[0]["value_loss"])
+
+
+@pytest.mark.parametrize("samples_per_prompt", [2, 4])
+def test_a_rollout_in_another_order_gives_the_same_gradient(make_trainer, samples_per_prompt):
+    """Its responses are no longer beside those to the same prompt."""
+    gradients, order = [], torch.tensor([4, 0, 7, 1, 6, 2, 5, 3])
+    prompts = PROMPTS[: 8 // samples_per_prompt]
+    for rows in (torch.arange(8), order):
+        trainer = make_trainer(
+            mini_batch_size=8, ppo_epochs=1, samples_per_prompt=samples_per_prompt
+        )
+        rollout = trainer.rollout(prompts)
+        scores = upper_share(rollout)[rows]
+        rollout = rollout.select(rows)
+        assert rollout.texts[0].endswith(rollout.responses[0])
+        stats = trainer.step(rollout, scores)
+        assert abs(stats["approx_kl"]) < 1e-5
+        gradients.append({n: p.grad for n, p in trainer.policy.named_parameters()})
+    for name, gradient in gradients[0].items():
+        close(gradient, gradients[1][name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_filtered_rollout_is_learned_from_whole(make_trainer, monkeypatch):
+    """Three of eight responses are taken out: the others keep their prompts, and none is lost."""
+    trainer, taken, kls = make_trainer(ppo_epochs=1), [], []
+    rollout = trainer.rollout(PROMPTS).select(torch.tensor([0, 2, 3, 4, 7]))
+    expected = real_tokens(rollout)
+
+    def spy(policy, tokens):
+        taken.extend(real_tokens(tokens))
+        return forward_responses(policy, tokens)
+
+    def spy_loss(new, old, *rest):
+        kls.append(masked_mean((old - new).detach(), rest[1]).item())
+        return policy_loss(new, old, *rest)
+
+    monkeypatch.setattr(logprobs, "forward_responses", spy)
+    monkeypatch.setattr(ppo.trainer, "policy_loss", spy_loss)
+    trainer.step(rollout, upper_share(rollout))
+    assert sorted(taken) == sorted(expected)
+    assert len(kls) == 2 and abs(kls[0]) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_trained_weights_of_16_bits_are_refused(make_model, tokenizer, dtype):
+    policy, config = make_model("opt").to(dtype), PPOConfig(**SMALL)
+    with pytest.raises(ValueError, match=f"trained weights are {dtype}, in which small steps"):
+        PPOTrainer(policy, tokenizer, config)
+    trainer = PPOTrainer(add_lora(policy, rank=4), tokenizer, config)
+    assert {p.dtype for p in trainer.trained} == {torch.float32}
 
 
 # ---- parts of one's own --------------------------------------------------------------------

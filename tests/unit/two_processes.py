@@ -4,11 +4,9 @@
 """
 
 import sys
-from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from rlhf_helpers import ppo, processes
 from rlhf_helpers.models import load_policy, load_tokenizer
@@ -21,6 +19,7 @@ SETTINGS = {
     "samples_per_prompt": 2,
     "steps": 3,
     "min_new_tokens": 1,
+    "draw_lengths": True,
     "max_new_tokens": 8,  # processes hold unequal numbers of tokens
     "warmup_steps": 1,
     "ppo_epochs": 1,
@@ -41,14 +40,7 @@ def make_trainer() -> PPOTrainer:
 def share(rollout: Rollout) -> Rollout:
     """Every other prompt's responses."""
     rows = torch.arange(8).view(4, 2)[processes.rank() :: processes.count()].flatten()
-    return replace(
-        rollout,
-        **{
-            field.name: value[rows] if isinstance(value, Tensor) else [value[i] for i in rows]
-            for field in fields(Rollout)
-            if isinstance(value := getattr(rollout, field.name), Tensor | list)
-        },
-    )
+    return rollout.select(rows)
 
 
 def one_step(folder: Path) -> dict:

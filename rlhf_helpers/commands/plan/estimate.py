@@ -96,7 +96,7 @@ def work(config: configs.StageConfig, data: Data) -> tuple[int, float, float]:
     """Steps, samples and tokens of a stage. Samples are records, and responses in PPO."""
     if isinstance(config, configs.PPORunConfig):
         drawn = (config.min_new_tokens + config.max_new_tokens) / 2
-        response = drawn if config.min_new_tokens else min(data.response, config.max_new_tokens)
+        response = drawn if config.draw_lengths else min(data.response, config.max_new_tokens)
         responses = config.steps * config.batch_size
         length = min(data.prompt, config.max_prompt_length) + response
         return config.steps, responses, responses * length

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from transformers import PreTrainedConfig
 
-from rlhf_helpers import generation
+from rlhf_helpers import prompt_cache
 from rlhf_helpers.commands.plan.activations import Batch, activation_bytes
 from rlhf_helpers.commands.plan.weights import empty_model, frozen_bytes, parameters, skeleton
 from rlhf_helpers.configs import (
@@ -71,10 +71,7 @@ def cache_bytes(shape: PreTrainedConfig, rows: int, tokens: int, bits: int = 32)
 
     They have 2 bytes if the weights have 16 bits, and 4 otherwise.
     """
-    heads = shape.num_attention_heads
-    size = getattr(shape, "head_dim", None) or shape.hidden_size // heads
-    kept = getattr(shape, "num_key_value_heads", None) or heads
-    return 2 * (2 if bits == 16 else 4) * shape.num_hidden_layers * rows * tokens * kept * size
+    return rows * prompt_cache.cache_bytes(shape, tokens) // (2 if bits == 16 else 1)
 
 
 def memory(
@@ -129,8 +126,10 @@ def sampling_bytes(config: StageConfig, policy: PreTrainedConfig, batch: Batch, 
     if isinstance(config, PPORunConfig):
         return cache_bytes(policy, math.ceil(config.batch_size / gpus), tokens, config.bits)
     if isinstance(config, RewardConfig):
-        rows = min(CALIBRATION_ROWS, config.calibration_prompts, generation.fitting(policy))
-        return cache_bytes(policy, rows, tokens + config.max_new_tokens)
+        tokens += config.max_new_tokens
+        fits = prompt_cache.fitting(policy, tokens)
+        rows = min(CALIBRATION_ROWS, config.calibration_prompts, fits)
+        return cache_bytes(policy, rows, tokens)
     return 0
 
 

@@ -49,7 +49,8 @@ def ppo(
 ) -> list[dict]:
     settings = {"batch_size": 32, "mini_batch_size": 16, "steps": 24} | changes
     config = COURSE.config("ppo", **settings)
-    trainer = trainer_class(load_policy(model).to(dtype), load_tokenizer(model), config)
+    trainer = trainer_class(load_policy(model), load_tokenizer(model), config)
+    trainer.policy.to(dtype)  # the trainer itself would refuse weights of 16 bits
     history = []
     for prompts in prompt_batches(read_prompts(config.data), config):
         rollout = trainer.rollout(prompts)
