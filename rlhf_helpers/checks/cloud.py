@@ -9,7 +9,7 @@ from rlhf_helpers.cloud.setup import BUCKET_ROLE, PROJECT_ROLE
 
 
 def valid_together(answer: Any) -> Feedback:
-    """`answer(paths)` -> whether all are objects in Cloud Storage, and in one bucket."""
+    """Check `answer(paths)`: whether all paths are objects of one bucket."""
 
     def buckets(paths: list[str]) -> list[str | None]:
         """The bucket of each path; None where it is not an object's address."""
@@ -43,7 +43,7 @@ def valid_together(answer: Any) -> Feedback:
 
 
 def least_roles(answer: Any) -> Feedback:
-    """`answer` is the set of roles that the pipeline's service account needs, and no more."""
+    """Check that `answer` is the least set of roles that the pipeline's service account needs."""
     hint = "It runs jobs on Vertex AI, reads the data sets, and writes models: two roles."
     if not isinstance(answer, set | list | tuple) or not answer:
         return Feedback(False, f"This is {answer!r}.", f"Write a set of roles. {hint}")
@@ -61,7 +61,7 @@ def least_roles(answer: Any) -> Feedback:
 
 
 def weekend_cost(answer: Any) -> Feedback:
-    """`answer` is the price of 63 hours at 4 dollars: 252."""
+    """Check that `answer` is 252, the price of 63 hours at 4 dollars."""
     praise = "Right: 63 hours, asked or not. Undeploy first, then go home."
     too_low = (
         "Count from Friday 18:00: 6 hours, two whole days, and 9 hours of Monday, times the price."

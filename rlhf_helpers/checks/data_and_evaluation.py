@@ -12,7 +12,7 @@ from rlhf_helpers.schemas import DataError, check_preference
 
 
 def optimal_policy(answer: Any) -> Feedback:
-    """`answer(reference, rewards, beta)` -> the probabilities of the best policy (A,)."""
+    """Check `answer(reference, rewards, beta)`: the probabilities of the best policy (A,)."""
     reference, rewards = np.array([0.5, 0.3, 0.2]), np.array([0.0, 1.0, 2.0])
 
     def normal(weights: np.ndarray) -> np.ndarray:
@@ -37,7 +37,7 @@ def optimal_policy(answer: Any) -> Feedback:
 
 
 def beta_for_share(answer: Any, reference: Sequence[float], rewards: Sequence[float]) -> Feedback:
-    """`answer` is a beta with which the best answer gets 90%, two points more or less."""
+    """Check that `answer` is a beta with which the best answer gets 88% to 92%."""
     if isinstance(answer, bool) or not isinstance(answer, int | float) or answer <= 0:
         return Feedback(False, f"beta is {answer!r}.", "Write a number above 0.")
     gains = np.asarray(rewards) - np.max(np.asarray(rewards))
@@ -52,7 +52,7 @@ def beta_for_share(answer: Any, reference: Sequence[float], rewards: Sequence[fl
 
 
 def preference_record(answer: Any) -> Feedback:
-    """`answer` is the record of a pair; the answer about the cat is the better one."""
+    """Check that `answer` is the record of a pair that prefers the answer about the cat."""
     if not isinstance(answer, dict):
         return Feedback(False, f"This is {answer!r}, not a dict.", "Write {'input_text': …}.")
     try:
@@ -70,7 +70,7 @@ def preference_record(answer: Any) -> Feedback:
 
 
 def longer_wins(answer: Any) -> Feedback:
-    """`answer(preferences)` -> the share of pairs in which the longer candidate was chosen."""
+    """Check `answer(preferences)`: the share of pairs in which the longer candidate was chosen."""
     pairs = [("a a a", "a", 0), ("a", "a a", 1), ("a a", "a", 1), ("a b", "c d", 1)]
     records = [
         {"candidate_0": first, "candidate_1": second, "choice": choice}
@@ -78,7 +78,7 @@ def longer_wins(answer: Any) -> Feedback:
     ]
 
     def won(records: list[dict]) -> list[int]:
-        """1 where the longer one was chosen, -1 the shorter one, 0 where they are equal."""
+        """1 where the longer one was chosen, -1 for the shorter one, 0 for equal lengths."""
         lengths = [[len(r[f"candidate_{i}"].split()) for i in (0, 1)] for r in records]
         return [
             int(np.sign(n[r["choice"]] - n[1 - r["choice"]]))
@@ -106,7 +106,7 @@ def longer_wins(answer: Any) -> Feedback:
 
 
 def ranking_scores(answer: Any) -> Feedback:
-    """`answer(ranking)` -> a score a candidate: K - 1 for the best, 0 for the worst, ties alike."""
+    """Check `answer(ranking)`: the candidates' scores, K - 1 for the best to 0."""
 
     def scores(ranking: list, tie: float) -> list[float]:
         """A tied group of n gets its lowest place plus `tie` (n - 1)."""
@@ -138,7 +138,7 @@ def ranking_scores(answer: Any) -> Feedback:
 
 
 def bad_line(answer: Any) -> Feedback:
-    """`answer` is the number of the line that no reader takes: 3."""
+    """Check that `answer` is 3, the number of the line that the reader refuses."""
     hint = "Call schemas.read_preferences(path): its error names the line, counted from 1."
     return try_number(answer, 3, 3, 'Right: "1" is a text, 1 is a number.', hint, hint)
 
@@ -147,7 +147,7 @@ def bad_line(answer: Any) -> Feedback:
 
 
 def win_rate(answer: Any) -> Feedback:
-    """`answer(tuned, untuned)` -> how often the tuned model's value is higher; a tie is a half."""
+    """Check `answer(tuned, untuned)`: the tuned model's win rate; a tie counts half."""
     tuned, untuned = np.array([3.0, 2.0, 1.0, 4.0]), np.array([1.0, 2.0, 2.0, 3.0])
 
     def rate(tie: float, a: np.ndarray, b: np.ndarray) -> float:
@@ -169,7 +169,7 @@ def win_rate(answer: Any) -> Feedback:
 
 
 def precision_recall(answer: Any) -> Feedback:
-    """`answer(said, true)` -> precision and recall, from two bool arrays (N,)."""
+    """Check `answer(said, true)`: precision and recall, from two bool arrays (N,)."""
     said = np.array([True, True, True, False, False])
     true = np.array([True, False, False, True, False])
 
@@ -198,7 +198,7 @@ def precision_recall(answer: Any) -> Feedback:
 
 
 def prompts_needed(answer: Any) -> Feedback:
-    """`answer`: prompts for a 95% interval of three points either way around a half: 1,067."""
+    """Check that `answer` is about 1,067, the prompts for a 95% interval of 0.5 ± 0.03."""
     praise = "Right: about (1.96 / 0.03)² / 4. Half the interval costs four times."
     too_low = "The half-width is 1.96 · sqrt(0.25 / n). Solve for n where it is 0.03."
     too_high = "Fewer will do: solve 1.96 · sqrt(0.25 / n) = 0.03 for n."

@@ -10,7 +10,7 @@ from rlhf_helpers.checks.feedback import Feedback, try_function, try_number
 
 
 def implicit_reward(answer: Any) -> Feedback:
-    """`answer(logprobs, reference, mask, beta)` -> rewards (B,); the first three are (B, R)."""
+    """Check `answer(logprobs, reference, mask, beta)`: rewards (B,) from (B, R) log-probs."""
     logprobs = torch.tensor([[-0.5, -1.0, -2.0], [-0.1, -0.3, -9.0]])
     reference = torch.tensor([[-1.5, -1.0, -1.0], [-1.1, -1.3, -5.0]])
     mask = torch.tensor([[True, True, True], [True, True, False]])
@@ -38,7 +38,7 @@ def implicit_reward(answer: Any) -> Feedback:
 
 
 def dpo_loss(answer: Any) -> Feedback:
-    """`answer(chosen, rejected, reference_chosen, reference_rejected, beta)` -> a scalar.
+    """Check `answer(chosen, rejected, reference_chosen, reference_rejected, beta)`: a scalar.
 
     The first four are the log-probs (B,) of whole answers, under the policy and the reference.
     """
@@ -79,7 +79,7 @@ def dpo_loss(answer: Any) -> Feedback:
 
 
 def log_ratio_gap(answer: Any) -> Feedback:
-    """`answer`: nats between the log ratios of a pair that is 90% sure, with beta 0.5: 4.4."""
+    """Check that `answer` is about 4.4: the gap of log ratios (nats) for 90% at beta 0.5."""
     praise = "Right: log(9) / 0.5. With beta 0.05 it is 44 nats: a low beta lets the policy go far."
     too_low = (
         "sigmoid(beta * gap) = 0.9. L7 solved it without beta; here beta makes the gap *longer*."

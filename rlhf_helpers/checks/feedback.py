@@ -1,4 +1,4 @@
-"""How an answer is tried, and what its author is told.
+"""Try a learner's answer, and tell its author what is wrong.
 
 A learner's function is run on small cases beside the right one. Where the two differ and the
 result is the one that a typical mistake gives, the hint is about that mistake.
@@ -59,7 +59,7 @@ def try_function(
 def try_number(
     answer: Any, low: float, high: float, praise: str, too_low: str, too_high: str
 ) -> Feedback:
-    """Is `answer` from `low` to `high`? The last two are the hints where it is not."""
+    """Check that `answer` is from `low` to `high`; `too_low` and `too_high` are the hints."""
     if isinstance(answer, bool) or not isinstance(answer, int | float):
         return Feedback(False, f"The answer is {answer!r}.", "Write a number in place of the dots.")
     if low <= answer <= high:

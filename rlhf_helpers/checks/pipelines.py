@@ -16,7 +16,7 @@ STEPS = {
 
 
 def training_steps(answer: Any) -> Feedback:
-    """`answer(size, epochs)` -> steps of batches of 64 for whole epochs."""
+    """Check `answer(size, epochs)`: the steps of whole epochs in batches of 64."""
     return try_function(
         answer,
         lambda size, epochs: math.ceil(size / 64) * epochs,
@@ -36,7 +36,7 @@ def training_steps(answer: Any) -> Feedback:
 
 
 def adapted_kl_coeff(answer: Any) -> Feedback:
-    """`answer(kl_coeff, kl, target)` -> the next kl_coeff, 10% of the clipped error up or down."""
+    """Check `answer(kl_coeff, kl, target)`: the next, adapted kl_coeff."""
 
     def adapted(kl_coeff: float, kl: float, target: float, limit: float = 0.2) -> float:
         return kl_coeff * (1 + 0.1 * max(-limit, min(limit, kl / target - 1)))
@@ -62,7 +62,7 @@ def adapted_kl_coeff(answer: Any) -> Feedback:
 
 
 def pipeline_parameters(answer: Any) -> Feedback:
-    """`answer` is a dict for Google's pipeline: 20 epochs of 3,000 pairs, 10 of 2,000 prompts."""
+    """Check that `answer` asks for 20 epochs of 3,000 pairs and 10 of 2,000 prompts."""
     from rlhf_helpers.pipelines.vertex_rlhf import RLHFParameters
 
     if not isinstance(answer, dict):
@@ -83,7 +83,7 @@ def pipeline_parameters(answer: Any) -> Feedback:
 
 
 def runs_again(answer: Any) -> Feedback:
-    """`answer` is the set of steps that a changed kl_coeff makes run again."""
+    """Check that `answer` is the set of steps that a changed kl_coeff makes run again."""
     if not isinstance(answer, set | list | tuple) or not set(answer) <= STEPS:
         return Feedback(
             False,

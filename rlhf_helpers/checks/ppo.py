@@ -10,7 +10,7 @@ from rlhf_helpers.checks.feedback import Feedback, try_function
 
 
 def masked_mean(answer: Any) -> Feedback:
-    """`answer(values, mask)` -> the mean over the real tokens of the batch, a scalar."""
+    """Check `answer(values, mask)`: the mean over the real tokens of the batch, a scalar."""
     values = torch.tensor([[1.0, 2.0, 3.0], [10.0, 50.0, 70.0]])
     mask = torch.tensor([[True, True, True], [True, False, False]])
     return try_function(
@@ -34,7 +34,7 @@ def masked_mean(answer: Any) -> Feedback:
 
 
 def gae(answer: Any) -> Feedback:
-    """`answer(rewards, values, gamma, lam)` -> advantages (R,) of one response."""
+    """Check `answer(rewards, values, gamma, lam)`: advantages (R,) of one response."""
     from rlhf_helpers import ppo  # here, since it costs seconds that other lessons do without
 
     rewards, values = torch.tensor([-0.1, 0.0, 2.0]), torch.tensor([1.0, 1.5, 1.8])
@@ -75,7 +75,7 @@ def gae(answer: Any) -> Feedback:
 
 
 def clipped_loss(answer: Any) -> Feedback:
-    """`answer(ratio, advantages, cliprange)` -> the loss of each token, same shape."""
+    """Check `answer(ratio, advantages, cliprange)`: the loss of each token, same shape."""
     ratio = torch.tensor([0.5, 0.9, 1.0, 1.1, 1.5, 0.5, 1.5])
     advantages = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, -1.0, -1.0])
 
@@ -107,7 +107,7 @@ CURVES = ("rises and stays", "rises, then falls", "falls from the start")
 
 
 def hacking_curve(answer: Any, gold: Sequence[float]) -> Feedback:
-    """`answer` is one of CURVES: what the true value did while only the score was rewarded."""
+    """Check that `answer`, one of CURVES, is what gold did while only the score was rewarded."""
     if answer not in CURVES:
         return Feedback(False, f"The answer is {answer!r}.", "Choose from: " + "; ".join(CURVES))
     width = max(1, len(gold) // 20)

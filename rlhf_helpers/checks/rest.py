@@ -11,7 +11,7 @@ from rlhf_helpers.checks.feedback import Feedback, try_function, try_number
 
 
 def improve_loss(answer: Any) -> Feedback:
-    """`answer(nll, rewards, tau)` -> the mean loss of the answers above tau, (N,) to a scalar."""
+    """Check `answer(nll, rewards, tau)`: the mean loss (scalar) of rewards above tau."""
     nll, rewards = torch.tensor([2.0, 1.0, 4.0, 3.0]), torch.tensor([0.5, -1.0, 1.5, 1.0])
 
     def kept_mean(nll: Tensor, rewards: Tensor, tau: float) -> Tensor:
@@ -44,7 +44,7 @@ def improve_loss(answer: Any) -> Feedback:
 
 
 def kept_share_ratio(answer: Any) -> Feedback:
-    """`answer`: how often N(1, 1) is above 1, over how often N(0, 1) is: 0.5 / 0.159 = 3.15."""
+    """Check that `answer` is P(N(1, 1) > 1) / P(N(0, 1) > 1) = 0.5 / 0.159 = 3.15."""
     praise = (
         "Right: from 16% to half. A threshold that stands still soon keeps almost everything, and "
         "that is why it has to rise."
@@ -55,7 +55,7 @@ def kept_share_ratio(answer: Any) -> Feedback:
 
 
 def expected_best(answer: Any) -> Feedback:
-    """`answer(scores, n)` -> the mean of the best of n, over all draws without replacement."""
+    """Check `answer(scores, n)`: the mean of the best of n, over all draws without replacement."""
     scores = [0.0, 3.0, 1.0, 2.0]
     return try_function(
         answer,

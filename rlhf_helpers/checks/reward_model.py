@@ -12,7 +12,7 @@ from rlhf_helpers.reward_model.losses import pairwise_loss
 
 
 def bradley_terry_loss(answer: Any) -> Feedback:
-    """`answer(chosen, rejected)` -> the mean loss of scores (B,), a scalar."""
+    """Check `answer(chosen, rejected)`: the mean loss of scores (B,), a scalar."""
     chosen, rejected = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([1.0, 1.5, -1.0])
     return try_function(
         answer,
@@ -41,7 +41,7 @@ def bradley_terry_loss(answer: Any) -> Feedback:
 
 
 def kwise_loss(answer: Any) -> Feedback:
-    """`answer(scores, ranking)` -> the mean over all pairs of one ranking, a scalar.
+    """Check `answer(scores, ranking)`: the mean over all pairs of one ranking, a scalar.
 
     `scores` (K,) of the candidates, `ranking` their numbers, best first, no ties.
     """
@@ -75,7 +75,7 @@ def kwise_loss(answer: Any) -> Feedback:
 
 
 def score_gap(answer: Any) -> Feedback:
-    """`answer`: the difference in score at which 9 of 10 prefer the better one: 2.2."""
+    """Check that `answer` is about 2.2, the gap in score at which 9 of 10 prefer the better one."""
     praise = "Right: log(0.9 / 0.1). And at the same score it is one in two."
     too_low = "sigmoid(d) = 0.9 means d = log(0.9 / 0.1): the log of the odds."
     too_high = "sigmoid(d) = 0.9 means d = log(0.9 / 0.1), with the natural logarithm."
@@ -83,7 +83,7 @@ def score_gap(answer: Any) -> Feedback:
 
 
 def last_token_score(answer: Any) -> Feedback:
-    """`answer(scores, mask)` -> the score at each text's last real token, (B, T) to (B,)."""
+    """Check `answer(scores, mask)`: the score at each text's last real token, (B, T) to (B,)."""
     scores = torch.tensor([[0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 3.0, 4.0]])
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
 

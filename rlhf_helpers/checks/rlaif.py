@@ -8,7 +8,7 @@ from rlhf_helpers.checks.feedback import Feedback, try_function, try_number
 
 
 def label_probability(answer: Any) -> Feedback:
-    """`answer(as_given, swapped)` -> P(candidate 1 is better), from the labeller's log-probs.
+    """Check `answer(as_given, swapped)`: P(candidate 1 is better), from the labeller's log-probs.
 
     Each argument holds the log-probs of "1" and "2"; in `swapped` candidate 1 was shown first.
     """
@@ -41,7 +41,7 @@ def label_probability(answer: Any) -> Feedback:
 
 
 def expected_agreement(answer: Any) -> Feedback:
-    """`answer(p, q)` -> how often two labellers agree who are right with p and with q."""
+    """Check `answer(p, q)`: how often two labellers agree who are right with p and with q."""
     return try_function(
         answer,
         lambda p, q: p * q + (1 - p) * (1 - q),
@@ -60,7 +60,7 @@ def expected_agreement(answer: Any) -> Feedback:
 
 
 def questions_asked(answer: Any) -> Feedback:
-    """`answer`: questions for 2,500 rankings of four, every pair of a ranking in both orders."""
+    """Check that `answer` is 30,000: 2,500 rankings of four, every pair asked in both orders."""
     praise = "Right: six pairs a ranking, two orders a pair."
     too_low = "Four answers make six pairs, and each is asked about twice."
     too_high = "Four answers make six pairs, not twelve or sixteen; each is asked about twice."

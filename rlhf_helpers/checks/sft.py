@@ -6,7 +6,7 @@ from rlhf_helpers.checks.feedback import Feedback, try_function, try_number
 
 
 def labels(answer: Any) -> Feedback:
-    """`answer(prompt_ids, response_ids, eos)` -> `input_ids` and `labels`, two lists."""
+    """Check `answer(prompt_ids, response_ids, eos)`: `input_ids` and `labels`, two lists."""
 
     def encoded(prompt: list[int], response: list[int], eos: int) -> tuple[list[int], list[int]]:
         return [*prompt, *response, eos], [*[-100] * len(prompt), *response, eos]
@@ -41,7 +41,7 @@ def labels(answer: Any) -> Feedback:
 
 
 def lora_parameters(answer: Any) -> Feedback:
-    """`answer(inputs, outputs, rank)` -> how many weights LoRA trains beside one matrix."""
+    """Check `answer(inputs, outputs, rank)`: how many weights LoRA trains beside one matrix."""
     return try_function(
         answer,
         lambda inputs, outputs, rank: rank * (inputs + outputs),
@@ -63,7 +63,7 @@ def lora_parameters(answer: Any) -> Feedback:
 
 
 def weights_in_gigabytes(answer: Any) -> Feedback:
-    """`answer`: 1.3 billion weights at 4 bits, in gigabytes: 0.65, a little more with constants."""
+    """Check that `answer` is about 0.65, the gigabytes of 1.3 billion weights at 4 bits."""
     praise = "Right: half a byte a weight. At 32 bits it would be 5.2."
     too_low = "4 bits are half a byte. How many bytes are 1.3 billion halves?"
     too_high = "4 bits are half a byte, not 4 bytes; a gigabyte is a billion bytes."

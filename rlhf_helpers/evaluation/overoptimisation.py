@@ -1,9 +1,9 @@
-"""How far can a reward model be trusted when answers are chosen by it? Best-of-n tells, untrained.
+"""How far can a reward model be trusted when answers are chosen by it? Best-of-n shows it.
 
-Of n samples take the one that the reward model scores best: the simplest way to optimise against
-it, whose distance from the sampling policy is known exactly. What the proxy promises and what gold
-says of the same answers part as n grows (Gao et al. 2022, "Scaling laws for reward model
-overoptimization").
+Taking the best-scored of n samples is the simplest way to optimise against a reward model. It needs
+no training, and its KL from the sampling policy is known exactly. As n grows, the score of the
+chosen answers (the proxy) and their gold drift apart (Gao et al. 2022, "Scaling laws for reward
+model overoptimization").
 """
 
 import numpy as np
@@ -25,11 +25,11 @@ def best_of_n_kl(n: ArrayLike) -> np.ndarray:
 def best_of_n(proxy: ArrayLike, gold: ArrayLike) -> pd.DataFrame:
     """Expected proxy and gold of the sample with the best proxy among n, for n = 1 to N.
 
-    Both are (prompts, N): scores of N samples of each prompt, under which all subsets of n are
-    averaged, exactly and without drawing any (Nakano et al. 2021, appendix I). Unbiased; of samples
-    with equal proxies each is chosen equally often. A row an n: `n`, `kl`, `proxy`, `gold`, and the
-    standard errors of both over the prompts (`proxy_se`, `gold_se`), NaN for a single prompt.
-    Raises ValueError unless both are finite and of one shape.
+    Both are (prompts, N): the scores of N samples of each prompt. The estimate is the exact average
+    over all subsets of n samples, without drawing any (Nakano et al. 2021, appendix I), and is
+    unbiased; of samples with equal proxies each is chosen equally often. A row for each n: `n`,
+    `kl`, `proxy`, `gold`, and the standard errors of both over the prompts (`proxy_se`, `gold_se`),
+    NaN for a single prompt. Raises ValueError unless both are finite and of one shape.
     """
     proxy, gold = np.asarray(proxy, dtype=float), np.asarray(gold, dtype=float)
     if proxy.ndim != 2 or proxy.shape != gold.shape or not proxy.size:

@@ -15,7 +15,7 @@ with needs_extra("course"):
 
 
 def histograms(groups: Mapping[str, Sequence[float]], label: str) -> Axes:
-    """Histograms of a few groups over each other, each as shares of its group."""
+    """Overlaid histograms of a few groups, each as shares of its group."""
     axes = new_axes(None)
     together = np.concatenate(list(groups.values()))
     low, high = np.percentile(together, [0.5, 99.5])
@@ -32,7 +32,7 @@ def histograms(groups: Mapping[str, Sequence[float]], label: str) -> Axes:
 def share_by_bins(
     values: Sequence[float], shares: Mapping[str, Sequence[bool]], bins: int = 6
 ) -> Axes:
-    """How often something is true, by `values` in bins of about equal size, with 95% bars."""
+    """Shares of what is true, in bins of `values` of about equal size, with 95% bars."""
     groups = pd.qcut(np.asarray(values), bins, duplicates="drop")
     centres = pd.Series(values).reset_index(drop=True).groupby(groups, observed=True).mean()
     axes = new_axes(None)
@@ -47,7 +47,7 @@ def share_by_bins(
 
 
 def bars(values: Mapping[str, float], label: str) -> Axes:
-    """One bar a name, with its number."""
+    """A bar for each name, with its number."""
     axes = new_axes(None, height=2.6)
     drawn = axes.bar(list(values), list(values.values()), color=BLUE)
     axes.bar_label(drawn, fmt="%.3g")
@@ -66,7 +66,7 @@ def points(table: pd.DataFrame, x: str, y: str, label: str) -> Axes:
 
 
 def matrix(table: pd.DataFrame, title: str, low: float = 0.0) -> Axes:
-    """A table of shares as a picture, with its numbers; `low` is the share that is drawn white."""
+    """A table of shares as a heat map, with its numbers; the share `low` is drawn white."""
     axes = plt.subplots(figsize=(4.2, 3.4), layout="constrained")[1]
     shares = table.to_numpy(dtype=float)
     middle = (low + shares.max()) / 2
@@ -81,7 +81,10 @@ def matrix(table: pd.DataFrame, title: str, low: float = 0.0) -> Axes:
 
 
 def calibration(table: pd.DataFrame) -> Axes:
-    """What came true of what was predicted (see `calibration_table`); dots as large as bins."""
+    """Observed shares against predicted probabilities, from `calibration_table`.
+
+    The size of a dot is the number of pairs in its bin.
+    """
     axes = new_axes(None, width=4.2, height=3.8)
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="perfect")
     axes.plot(table["predicted"], table["observed"], color=BLUE)
@@ -94,7 +97,7 @@ def calibration(table: pd.DataFrame) -> Axes:
 
 
 def overoptimisation(methods: Mapping[str, pd.DataFrame], free: pd.DataFrame | None = None) -> Axes:
-    """Proxy (dashed) and gold (solid) against the distance from where each method started.
+    """Proxy (dashed) and gold (solid) against the KL from where each method started.
 
     `methods` maps a label to a table with `kl` (nats), `proxy` and `gold`, in the order of growing
     optimisation: `evaluation.best_of_n`'s, or that of a PPO history with its `reward_mean` renamed.

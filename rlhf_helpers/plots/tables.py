@@ -8,14 +8,14 @@ from pandas.io.formats.style import Styler
 
 
 def texts(table: pd.DataFrame) -> Styler:
-    """A table to be read: texts to the left, and shown as they are, whatever HTML they hold."""
+    """A table for reading: texts are aligned to the left, and HTML in them is shown as text."""
     left = [{"selector": "th, td", "props": "text-align: left; vertical-align: top"}]
     shown = table.style.hide(axis="index").format(precision=2, escape="html").set_table_styles(left)
     return shown.set_table_attributes('class="tex2jax_ignore mathjax_ignore"')  # "$5 or $6"
 
 
 def differences(table: pd.DataFrame) -> Styler:
-    """`evaluation.side_by_side`'s table to be read: words that only one answer has are marked."""
+    """The table of `evaluation.side_by_side`, with the words marked that only one answer has."""
     pairs = [_marked(*pair) for pair in table[["untuned", "tuned"]].to_numpy()]
     marked = pd.DataFrame(pairs, table.index, ["untuned", "tuned"])
     shown = texts(table.assign(**marked))

@@ -68,7 +68,7 @@ def training_curves(
 
 
 def gold_against_proxy(runs: Mapping[str, Sequence[Mapping]], sft_gold: float) -> np.ndarray:
-    """For each run: what the reward model sees, and what is true, over the steps.
+    """The reward model's score and gold of each run over its steps, in two panels.
 
     `runs` maps a label to a history with `reward_mean` and `gold`. Returns the two Axes.
     """
@@ -85,7 +85,7 @@ def gold_against_proxy(runs: Mapping[str, Sequence[Mapping]], sft_gold: float) -
 
 
 def policy_path(path: Tensor, optimum: Tensor, names: Sequence[str]) -> Axes:
-    """Probabilities of a few answers while a policy learns (steps, A), and the best ones (A,)."""
+    """Probabilities (steps, A) of a few answers while a policy learns; dotted, the optimum (A,)."""
     axes = new_axes(None)
     for i, (name, colour) in enumerate(zip(names, COLOURS, strict=False)):
         axes.plot(path[:, i], color=colour, label=name)
@@ -101,7 +101,7 @@ def policies_by_beta(
     optimum: Callable[[float], Tensor],
     names: Sequence[str],
 ) -> Axes:
-    """The learned policies (betas, A) as dots, on the lines of the best one for every beta."""
+    """Learned policies (betas, A) as dots, and the optimal policy for every beta as lines."""
     axes = new_axes(None)
     grid = np.geomspace(min(betas), max(betas), 100).tolist()
     best = torch.stack([optimum(beta) for beta in grid])
@@ -114,7 +114,7 @@ def policies_by_beta(
 
 
 def learning_curve(table: pd.DataFrame, key: str = "accuracy_gold") -> Axes:
-    """An accuracy with its 95% interval, by the number of pairs learnt from (a log axis)."""
+    """An accuracy with its 95% interval, by the number of training pairs (a log axis)."""
     axes = new_axes(None)
     error = [table[key] - table[f"{key}_low"], table[f"{key}_high"] - table[key]]
     axes.errorbar(table["pairs"], table[key], error, fmt="o-", color=BLUE, capsize=3)
