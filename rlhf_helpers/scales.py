@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlhf_helpers.configs import StageConfig
+from rlhf_helpers.configs.base import LARGEST_SEED
+from rlhf_helpers.configs.settings import Setting
 from rlhf_helpers.runs import data_dir, stage_dir
 from rlhf_helpers.stages import STAGES
 
 SCALES = ("smoke", "tiny", "small", "full")
 LITTLE_WORLD = ("summarize", "autocomplete")  # tasks whose true preferences are known
+SEED = Setting("of all random numbers", at_least=0, at_most=LARGEST_SEED)
 TASKS = (*LITTLE_WORLD, "assistant")
 
 # The data sets of the task `assistant`, on Deep Lake; `hf://` names serve as well, see `streams`.
@@ -192,6 +195,8 @@ class Scale:
         for value, known, what in ((self.name, SCALES, "scale"), (self.task, TASKS, "task")):
             if value not in known:
                 raise ValueError(f"unknown {what} {value!r}: choose one of {', '.join(known)}")
+        if not SEED.allows(self.seed, int):
+            raise ValueError(f"seed is {self.seed!r}: it must be {SEED.wanted(int)}")
         if self.task == "assistant" and self.name not in POLICIES:
             raise ValueError(
                 f"scale {self.name!r} speaks the little world's language only: choose scale small "

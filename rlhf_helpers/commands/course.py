@@ -24,9 +24,8 @@ from rlhf_helpers.runs import (
     read_results,
     record_results,
     runs_dir,
-    stage_dir,
 )
-from rlhf_helpers.scales import POLICIES
+from rlhf_helpers.scales import Scale
 
 # The lesson in which the reader sees a stage being trained, into `live/<stage>`.
 TRAINED_IN = {"sft": "L6", "reward": "L7", "ppo": "L8", "dpo": "L9"}
@@ -83,9 +82,9 @@ def run_course(
     return 1 if failures else 0
 
 
-def default_jobs(scale: str) -> int:
+def default_jobs(scale: Scale) -> int:
     """Return how many notebooks run side by side: one per core on CPUs, one on a GPU."""
-    return 1 if scale in POLICIES else max(1, min(os.cpu_count() or 1, MOST_JOBS))
+    return 1 if scale.needs_gpu else min(os.cpu_count() or 1, MOST_JOBS)
 
 
 def run_notebooks(
@@ -99,18 +98,19 @@ def run_notebooks(
 
     Prints a line for each and records its `seconds`. A failed notebook stops no other: what a
     later one misses, it trains itself. Returns the error messages by the failed notebooks'
-    names. Raises ValueError for less than one job.
+    names. Raises ValueError for an unknown scale, a bad seed, and less than one job.
     """
-    jobs = default_jobs(scale) if jobs is None else jobs
+    live = Scale(scale, "summarize", seed, live=True)
+    jobs = default_jobs(live) if jobs is None else jobs
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}: at least one notebook must run at a time")
     waiting, running, failures = list(paths), dict[Future, Path](), dict[str, str]()
     progress, beginning = Progress(len(paths)), time.time()
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, spawn, _set_environment, (_variables(scale),)) as pool:
+    with ProcessPoolExecutor(jobs, spawn, _set_environment, (_variables(live),)) as pool:
         try:
             while waiting or running:
-                trained = _trained_since(beginning, scale, seed)
+                trained = _trained_since(beginning, live)
                 for path in _ready(waiting, running.values(), trained)[: jobs - len(running)]:
                     waiting.remove(path)
                     progress.start(path.stem)
@@ -132,13 +132,13 @@ def run_notebooks(
     return failures
 
 
-def _variables(scale: str) -> dict[str, str]:
+def _variables(scale: Scale) -> dict[str, str]:
     """Return the environment variables of the kernels at a scale.
 
     The precision of matrix products is measured here, before the notebooks slow each other down:
     on a busy processor the notebooks might choose differently.
     """
-    if scale in POLICIES:
+    if scale.needs_gpu:
         return KERNEL_VARIABLES
     from rlhf_helpers.models import matmul_precision
 
@@ -194,10 +194,9 @@ class Progress:
         self.width = 0 if line.endswith("\n") else len(line)
 
 
-def _trained_since(beginning: float, scale: str, seed: int) -> set[str]:
+def _trained_since(beginning: float, live: Scale) -> set[str]:
     """Return the stages whose training has ended after a time in seconds since the epoch."""
-    folders = {stage: stage_dir(scale, stage, seed=seed, live=True) for stage in TRAINED_IN}
-    ends = {stage: folder / "metrics.json" for stage, folder in folders.items()}
+    ends = {stage: live.dir(stage) / "metrics.json" for stage in TRAINED_IN}
     return {s for s, end in ends.items() if end.exists() and end.stat().st_mtime >= beginning}
 
 

@@ -409,6 +409,14 @@ def test_an_unknown_scale_or_task(name, task):
         Scale(name, task)
 
 
+@pytest.mark.parametrize("seed", ["abc", 1.5, True, -1, 2**32])
+def test_a_seed_that_is_no_whole_number_from_0(seed):
+    with pytest.raises(
+        ValueError, match=r"seed is .*: it must be a whole number from 0 to 4294967"
+    ):
+        Scale("tiny", seed=seed)
+
+
 @pytest.mark.parametrize("kind", ["opt", "gpt2"])
 def test_the_readme_s_lines_for_ones_own_data_and_model_run(
     kind, make_model, tokenizer, tmp_path, monkeypatch
