@@ -25,6 +25,7 @@ from trl import DPOTrainer
 from rlhf_helpers import processes
 from rlhf_helpers.configs import DPOConfig
 from rlhf_helpers.models import add_lora, load_policy, load_tokenizer, merge_adapter
+from rlhf_helpers.prompts import answer_tokens, cut_tokens, prompt_tokens
 from rlhf_helpers.schemas import (
     DataError,
     Preference,
@@ -117,14 +118,14 @@ def encode_pair(
 
     Where they are too long, the prompt loses its beginning, and the same for both.
     """
-    texts = [
-        format_response(pair[name]) + tokenizer.eos_token for name in ("candidate_0", "candidate_1")
-    ]
-    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    answers = [answer[: config.max_length] for answer in ids]
-    prompt = tokenizer(format_prompt(pair["input_text"], config.instruction))["input_ids"]
+    text = format_prompt(pair["input_text"], config.instruction)
+    texts = [format_response(pair["candidate_0"]), format_response(pair["candidate_1"])]
+    length = min(config.max_length, tokenizer.model_max_length)
+    ids = answer_tokens(tokenizer, text, texts)
+    answers = [[*answer, tokenizer.eos_token_id][:length] for answer in ids]
+    (prompt,) = prompt_tokens(tokenizer, [text])
     longest = max(map(len, answers))
-    prompt = prompt[max(0, len(prompt) + longest - config.max_length) :]
+    prompt = cut_tokens(tokenizer, prompt, length - longest)
     return {
         "prompt_ids": prompt,
         "chosen_ids": answers[pair["choice"]],

@@ -17,6 +17,7 @@ from rlhf_helpers import processes
 from rlhf_helpers.logprobs import Tokens, response_logprobs
 from rlhf_helpers.next_token import Chooser, end_ids
 from rlhf_helpers.prompt_cache import fitting, prompt_cache
+from rlhf_helpers.prompts import answer_texts, prompt_tokens
 
 __all__ = [
     "Responses",
@@ -43,7 +44,8 @@ class Samples:
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> tuple[Tensor, Tensor]:
     """Prompt ids and mask, both (G, P), left padded."""
-    batch = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt")
+    ids = {"input_ids": prompt_tokens(tokenizer, prompts)}
+    batch = tokenizer.pad(ids, padding_side="left", return_tensors="pt")
     return batch["input_ids"], batch["attention_mask"]
 
 
@@ -155,23 +157,14 @@ def _trimmed(found: Samples) -> Samples:
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, samples: Samples) -> list[str]:
-    """The responses as texts, as they stand after the prompt (with the blank in front).
-
-    Decoders of the SentencePiece kind drop a blank at the start of a text, so the responses are
-    decoded behind a letter, which is then taken away.
-    """
-    letter = tokenizer("a", add_special_tokens=False)["input_ids"]
-    front = tokenizer.decode(letter, skip_special_tokens=True)
+    """The responses as texts, as they stand after the prompt (with the blank in front)."""
     rows = []
     for ids, mask, ended in zip(
         samples.response_ids, samples.response_mask, samples.ended, strict=True
     ):
         real = ids[mask].tolist()
-        rows.append(letter + (real[:-1] if ended else real))  # without the token that ended it
-    texts = tokenizer.batch_decode(
-        rows, skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
-    return [text.removeprefix(front) for text in texts]
+        rows.append(real[:-1] if ended else real)  # without the token that ended it
+    return answer_texts(tokenizer, rows)
 
 
 @dataclass

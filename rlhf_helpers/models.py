@@ -1,16 +1,18 @@
 """Loading models the same way everywhere: precision, attention, quantisation, LoRA, merging."""
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -129,12 +131,22 @@ def loading(path: str | Path) -> Iterator[None]:
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, which pads with EOS where the model names no pad token."""
+    """Return a model's tokenizer: it pads (else with EOS), and knows how much the model reads."""
     with loading(path):
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.model_max_length = min(tokenizer.model_max_length, _positions(path))
     return tokenizer
+
+
+def _positions(path: str | Path) -> float:
+    """Return how many tokens a model reads at most; infinity where its config does not tell."""
+    positions = 0
+    with suppress(OSError, ValueError):  # a tokenizer alone, or a type unknown to transformers
+        config = AutoConfig.from_pretrained(path).get_text_config()
+        positions = getattr(config, "max_position_embeddings", None) or 0
+    return positions if positions > 0 else math.inf
 
 
 def loading_options(bits: int = 32) -> dict:

@@ -16,6 +16,7 @@ from trl import SFTTrainer
 from rlhf_helpers import streams
 from rlhf_helpers.configs import SFTConfig
 from rlhf_helpers.models import add_lora, is_exact, load_policy, load_tokenizer, merge_adapter
+from rlhf_helpers.prompts import answer_tokens, cut_tokens, prompt_tokens
 from rlhf_helpers.schemas import Demonstration, format_prompt, format_response
 from rlhf_helpers.sources import read_file
 from rlhf_helpers.training import Result, read_some, save_stage
@@ -50,11 +51,13 @@ def encode_demonstration(
 
     Where both are too long, the prompt loses its beginning: its end says what to do.
     """
-    prompt = tokenizer(format_prompt(record["input_text"], config.instruction))["input_ids"]
-    text = format_response(record["output_text"]) + tokenizer.eos_token
-    response = tokenizer(text, add_special_tokens=False)["input_ids"][: config.max_length]
-    prompt = prompt[max(0, len(prompt) + len(response) - config.max_length) :]
-    return {"input_ids": prompt + response, "labels": [-100] * len(prompt) + response}
+    text = format_prompt(record["input_text"], config.instruction)
+    length = min(config.max_length, tokenizer.model_max_length)
+    (answer,) = answer_tokens(tokenizer, text, [format_response(record["output_text"])])
+    answer = [*answer, tokenizer.eos_token_id][:length]
+    (prompt,) = prompt_tokens(tokenizer, [text])
+    prompt = cut_tokens(tokenizer, prompt, length - len(answer))
+    return {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
 
 
 def train(config: SFTConfig, resume: bool = False) -> Result:

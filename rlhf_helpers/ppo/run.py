@@ -20,6 +20,7 @@ from rlhf_helpers.models import (
 )
 from rlhf_helpers.ppo import critic
 from rlhf_helpers.ppo.trainer import PPOTrainer
+from rlhf_helpers.prompts import cut_prompt, prompt_room
 from rlhf_helpers.reward_model import RewardModel
 from rlhf_helpers.schemas import Prompt, format_prompt, read_texts
 from rlhf_helpers.sources import read_file
@@ -47,12 +48,6 @@ def streamed_prompt_batches(config: PPORunConfig) -> Iterator[list[str]]:
         yield [format_prompt(record["input_text"], config.instruction) for record in batch]
 
 
-def cut_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
-    """The last `max_length` tokens of a prompt, as text: its end says what to do."""
-    offsets = tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
-    return prompt if len(offsets) <= max_length else prompt[offsets[-max_length][0] :]
-
-
 def train(config: PPORunConfig, resume: bool = False) -> Result:
     """Run PPO from the SFT model against the reward model; see `PPOTrainer` for the loop.
 
@@ -64,6 +59,7 @@ def train(config: PPORunConfig, resume: bool = False) -> Result:
     batches, documents = _batches(config), _documents(config)
     reward_model = RewardModel.from_pretrained(config.reward_model)
     trainer = _make_trainer(config, reward_model, documents)
+    room = prompt_room(trainer.tokenizer, config.max_new_tokens, config.max_prompt_length)
     start_stage(config, resume)
     history = _load(config, trainer) if resume else []
     batches = itertools.islice(batches, len(history), None)
@@ -73,7 +69,7 @@ def train(config: PPORunConfig, resume: bool = False) -> Result:
         progress = tqdm(steps, initial=len(history), total=config.steps, disable=not main)
         for step, prompts in zip(progress, batches, strict=False):
             own = prompts[processes.rank() :: processes.count()]
-            own = [cut_prompt(p, trainer.tokenizer, config.max_prompt_length) for p in own]
+            own = [cut_prompt(prompt, trainer.tokenizer, room) for prompt in own]
             rollout = trainer.rollout(own)
             history.append(trainer.step(rollout, reward_model(rollout.texts)))
             if writer is not None:

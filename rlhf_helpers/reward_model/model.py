@@ -90,7 +90,7 @@ def append_eos(tokenizer: PreTrainedTokenizerBase, max_length: int) -> PreTraine
     A text that is too long loses its beginning, since what is judged stands at the end.
     """
     tokenizer.truncation_side = "left"
-    tokenizer.model_max_length = max_length
+    tokenizer.model_max_length = min(max_length, tokenizer.model_max_length)
     ids = tokenizer("a")["input_ids"]
     if ids[-1] not in (tokenizer.eos_token_id, tokenizer.sep_token_id):
         special = {tokenizer.eos_token: tokenizer.eos_token_id}

@@ -16,6 +16,7 @@ from rlhf_helpers.models import (
     load_tokenizer,
     merge_adapter,
 )
+from rlhf_helpers.prompts import cut_prompt, prompt_room
 from rlhf_helpers.reward_model.kwise import KwiseTrainer, add_rank_scores, encode_rankings
 from rlhf_helpers.reward_model.model import RewardModel, append_eos
 from rlhf_helpers.reward_model.pairs import PairTrainer, encode_pairs
@@ -134,7 +135,9 @@ def reward_trainer(
 def _sft_samples(config: RewardConfig, input_texts: list[str]) -> list[str]:
     """One sample of the SFT model to each prompt, prompt and response as one text."""
     policy, tokenizer = load_policy(config.sft_model), load_tokenizer(config.sft_model)
+    room = prompt_room(tokenizer, config.max_new_tokens)
     prompts = [format_prompt(text, config.instruction) for text in input_texts]
+    prompts = [cut_prompt(prompt, tokenizer, room) for prompt in prompts]
     responses = generation.respond(
         policy, tokenizer, prompts, max_new_tokens=config.max_new_tokens, seed=config.seed
     )
