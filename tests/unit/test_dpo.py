@@ -73,7 +73,8 @@ def test_a_prompt_that_is_too_long_loses_its_beginning_alike_for_both(base_token
     whole = encode_pair(PAIR, base_tokenizer, config())
     longest = len(whole["chosen_ids"])
     cut = encode_pair(PAIR, base_tokenizer, config(max_length=longest + room))
-    assert cut["prompt_ids"] == whole["prompt_ids"][len(whole["prompt_ids"]) - room :]
+    assert cut["prompt_ids"][1:] == whole["prompt_ids"][len(whole["prompt_ids"]) - room + 1 :]
+    assert cut["prompt_ids"][:1] == [base_tokenizer.bos_token_id] * bool(room)
     assert cut["chosen_ids"] == whole["chosen_ids"]
     assert cut["rejected_ids"] == whole["rejected_ids"]
     assert cut["length"] == longest + room

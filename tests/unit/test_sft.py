@@ -53,11 +53,12 @@ def test_the_response_and_its_eos_are_learnt_and_nothing_else(base_tokenizer, in
 
 
 @pytest.mark.parametrize("room", [0, 1, 5])
-def test_a_prompt_that_is_too_long_loses_its_beginning(base_tokenizer, room):
+def test_a_prompt_that_is_too_long_loses_its_beginning_but_for_bos(base_tokenizer, room):
     whole = encode_demonstration(RECORD, base_tokenizer, config())
     answer = [label for label in whole["labels"] if label != -100]
     cut = encode_demonstration(RECORD, base_tokenizer, config(max_length=len(answer) + room))
-    assert cut["input_ids"] == whole["input_ids"][-len(answer) - room :]
+    kept = whole["input_ids"][-len(answer) - room + 1 :]
+    assert cut["input_ids"] == ([base_tokenizer.bos_token_id, *kept] if room else answer)
     assert cut["labels"] == [-100] * room + answer
 
 
