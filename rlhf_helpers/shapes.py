@@ -43,17 +43,17 @@ def find_shape(columns: Iterable[str], kind: str) -> Shape | None:
 
 def _prompt(value: Any) -> str:
     turns = read_turns(value)
-    text = value if turns is None else write_prompt(turns)
-    if is_blank(text):
-        raise DataError("an empty prompt")
-    return text
+    return _filled(value if turns is None else write_prompt(turns), "prompt")
 
 
 def _answer(value: Any) -> str:
     turns = read_turns(value)
-    text = value if turns is None else write_answer(turns)
+    return _filled(value if turns is None else write_answer(turns), "answer")
+
+
+def _filled(text: str, name: str) -> str:
     if is_blank(text):
-        raise DataError("an empty answer")
+        raise DataError(f"an empty {name}")
     return text
 
 

@@ -25,7 +25,8 @@ class StageConfig:
     model: str | Path = setting(help="what to start from: a folder, or a name of the hub")
     data: str | Path = setting(
         help="the training data: a JSONL file (reward, dpo: preferences, or rankings of K "
-        "answers), a Parquet file, a Deep Lake folder, al://org/name or hf://org/name"
+        "answers), a Parquet file, a Deep Lake folder, al://org/name or hf://org/name; "
+        "data/README.md lists the columns that are known"
     )
     output_dir: Path = setting(help="where the model, metrics.json, logs and checkpoints go")
     seed: int = setting(0, "of all random numbers", at_least=0, at_most=LARGEST_SEED)
