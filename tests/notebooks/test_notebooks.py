@@ -95,6 +95,11 @@ def test_l7_more_labels_help_and_wrong_ones_are_found(l7):
     assert l7["noise_auc"] >= 0.75
 
 
+def test_l7_the_reward_model_does_not_read_the_post(l7):
+    assert l7["accuracy_gold_other_post"] == pytest.approx(l7["accuracy_gold"], abs=0.06)
+    assert 0.4 <= l7["accuracy_facts_only"] <= 0.65, "a coin, where one fact is false"
+
+
 def test_l7_the_score_can_be_fooled(l7):
     assert l7["exploit_score"] >= 0.8, "in deviations of what the SFT model writes, about 0"
     assert l7["exploit_gold"] <= 0
