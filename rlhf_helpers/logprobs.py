@@ -64,7 +64,10 @@ def forward_responses(policy: PreTrainedModel, tokens: Tokens) -> tuple[Tensor, 
     """Logits (B, R, V) and last hidden states (B, R, H) that predict the response tokens.
 
     Each prompt is encoded once for its K responses, and gradients flow through that encoding too.
+    With gradient checkpointing, which knows no cache, whole sequences are computed instead.
     """
+    if torch.is_grad_enabled() and getattr(policy, "is_gradient_checkpointing", False):
+        return _checkpointed(policy, tokens)
     samples, prompt_length = tokens.samples_per_prompt, tokens.prompt_ids.shape[1]
     # Matrices multiply and attend faster at lengths that are divisible by 8.
     spare = (1 - prompt_length) % 8
@@ -85,6 +88,35 @@ def forward_responses(policy: PreTrainedModel, tokens: Tokens) -> tuple[Tensor, 
         output_hidden_states=True,
     )
     return output.logits, output.hidden_states[-1]
+
+
+def whole_sequences(tokens: Tokens) -> dict[str, Tensor]:
+    """What a model reads to predict all response tokens: ids, mask, positions (B, P + R - 1)."""
+    samples = tokens.samples_per_prompt
+    prompt_ids = tokens.prompt_ids.repeat_interleave(samples, 0)
+    prompt_mask = tokens.prompt_mask.repeat_interleave(samples, 0)
+    read = tokens.response_mask[:, :-1].to(prompt_mask.dtype)
+    mask = torch.cat([prompt_mask, read], 1)
+    return {
+        "input_ids": torch.cat([prompt_ids, tokens.response_ids[:, :-1]], 1),
+        "attention_mask": mask,
+        "position_ids": positions(mask),
+    }
+
+
+def _checkpointed(policy: PreTrainedModel, tokens: Tokens) -> tuple[Tensor, Tensor]:
+    """Logits and states as of `forward_responses`, of which each layer keeps its input alone.
+
+    transformers checkpoints in training mode only, in which the policy must have no dropout.
+    """
+    width = tokens.response_ids.shape[1]
+    training = policy.training
+    policy.train()
+    output = policy(
+        **whole_sequences(tokens), use_cache=False, output_hidden_states=True, logits_to_keep=width
+    )
+    policy.train(training)
+    return output.logits, output.hidden_states[-1][:, -width:]
 
 
 def scaled(logits: Tensor, temperature: float) -> Tensor:

@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from rlhf_helpers.adapters import is_adapter, merged_with_base
 from rlhf_helpers.quantisation import import_bitsandbytes, keep_4_bits_trainable
 
 logger = logging.getLogger(__name__)
@@ -201,9 +202,13 @@ def _ready(model: PreTrainedModel, bits: int) -> PreTrainedModel:
 
 
 def load_policy(path: str | Path, bits: int = 32) -> PreTrainedModel:
-    """A causal language model, without dropout, on the default device."""
+    """A causal language model, without dropout, on the default device.
+
+    Of a folder with a PEFT adapter, the adapter's base model with the adapter merged.
+    """
+    load = merged_with_base if is_adapter(path) else AutoModelForCausalLM.from_pretrained
     with loading(path):
-        model = AutoModelForCausalLM.from_pretrained(path, **loading_options(bits))
+        model = load(path, **loading_options(bits))
     return _ready(model, bits)
 
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_helpers.logprobs import Tokens
-from rlhf_helpers.prompt_cache import positions
+from rlhf_helpers.logprobs import Tokens, whole_sequences
 
 
 def trunk(model: PreTrainedModel) -> PreTrainedModel:
@@ -66,18 +65,8 @@ def _state_width(model: PreTrainedModel) -> int:
 
 def response_states(critic: PreTrainedModel, tokens: Tokens) -> Tensor:
     """Hidden states (B, R, H) of a trunk before each response token, of whole sequences."""
-    samples = tokens.samples_per_prompt
-    prompt_ids = tokens.prompt_ids.repeat_interleave(samples, 0)
-    prompt_mask = tokens.prompt_mask.repeat_interleave(samples, 0)
-    read = tokens.response_mask[:, :-1].to(prompt_mask.dtype)
-    mask = torch.cat([prompt_mask, read], 1)
-    output = critic(
-        input_ids=torch.cat([prompt_ids, tokens.response_ids[:, :-1]], 1),
-        attention_mask=mask,
-        position_ids=positions(mask),
-        use_cache=False,
-    )
-    return output.last_hidden_state[:, prompt_ids.shape[1] - 1 :]
+    output = critic(**whole_sequences(tokens), use_cache=False)
+    return output.last_hidden_state[:, tokens.prompt_ids.shape[1] - 1 :]
 
 
 def token_values(

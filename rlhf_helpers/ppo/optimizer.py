@@ -14,6 +14,11 @@ def make_optimizer(
     Raises ValueError for weights of 16 bits: at a learning rate of 1e-5 nearly all steps are less
     than half the distance to the next such number, and are lost.
     """
+    if not actor:
+        raise ValueError(
+            "the policy has no weights to train: call policy.requires_grad_(True), or load an "
+            "adapter with is_trainable=True"
+        )
     short = {p.dtype for p in actor if p.dtype in (torch.bfloat16, torch.float16)}
     if short:
         raise ValueError(

@@ -1,6 +1,5 @@
 """What one sampling leaves for several updates, and the log-probs that go with it."""
 
-import copy
 import time
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -15,6 +14,7 @@ from rlhf_helpers.logprobs import Tokens, response_logprobs
 from rlhf_helpers.models import is_exact
 from rlhf_helpers.ppo.critic import token_values
 from rlhf_helpers.ppo.maths import masked_mean
+from rlhf_helpers.ppo.reference import reference_logprobs
 
 
 @dataclass(kw_only=True)
@@ -79,6 +79,7 @@ def sample_rollout(
     generator: torch.Generator,
     *,
     reference: PreTrainedModel | None,
+    first_adapter: dict[str, Tensor] | None,
     critic: PreTrainedModel | None,
     value_head: torch.nn.Linear,
 ) -> Rollout:
@@ -108,7 +109,7 @@ def sample_rollout(
         response_ids=samples.response_ids,
         response_mask=samples.response_mask,
         logprobs=logprobs,
-        ref_logprobs=reference_logprobs(policy, reference, tokens, config),
+        ref_logprobs=reference_logprobs(policy, reference, first_adapter, tokens, config),
         values=token_values(value_head, critic, samples.hidden, tokens) * samples.response_mask,
         ended=samples.ended,
         responses=[response.strip() for response in responses],
@@ -128,39 +129,6 @@ def draw_lengths(config: PPOConfig, size: int, generator: torch.Generator) -> Te
         return None
     low, high = config.min_new_tokens, config.max_new_tokens
     return torch.randint(low, high + 1, (size,), generator=generator, device=generator.device)
-
-
-def frozen_reference(
-    policy: PreTrainedModel, reference: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase
-) -> PreTrainedModel | None:
-    """The model that the KL is measured to: the given one, or a copy of the policy.
-
-    None stands for a policy with an adapter, whose reference is the policy with the adapter
-    switched off. Raises ValueError for a reference that cannot be one.
-    """
-    if reference is None:
-        has_adapter = hasattr(policy, "disable_adapter")
-        return None if has_adapter else copy.deepcopy(policy).eval()
-    if reference is policy:
-        raise ValueError("the reference is the policy itself, which changes: pass a copy, or none")
-    words = reference.get_input_embeddings().weight.shape[0]
-    if words < len(tokenizer):
-        raise ValueError(
-            f"the reference knows {words} tokens, the tokenizer has {len(tokenizer)}: "
-            "pass a reference with the policy's tokenizer"
-        )
-    return reference.eval()
-
-
-def reference_logprobs(
-    policy: PreTrainedModel, reference: PreTrainedModel | None, tokens: Tokens, config: PPOConfig
-) -> Tensor:
-    """Log-probs (B, R) under the reference, or (None) the policy with its adapter switched off."""
-    temperature, rows = config.temperature, config.mini_batch_size
-    if reference is not None:
-        return response_logprobs(reference, tokens, temperature=temperature, rows=rows)
-    with policy.disable_adapter():
-        return response_logprobs(policy, tokens, temperature=temperature, rows=rows)
 
 
 def comparable_logprobs(

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_helpers import generation, processes
 from rlhf_helpers.configs import PPOConfig
 from rlhf_helpers.logprobs import training_pass
-from rlhf_helpers.models import load_trained_weights, trainable, trained_weights
+from rlhf_helpers.models import load_trained_weights, trainable, trained_weights, without_dropout
 from rlhf_helpers.ppo.critic import separate_critic, token_values, value_head
 from rlhf_helpers.ppo.maths import (
     adapted_kl_coef,
@@ -33,7 +33,8 @@ from rlhf_helpers.ppo.maths import (
 )
 from rlhf_helpers.ppo.optimizer import make_optimizer
 from rlhf_helpers.ppo.pretraining import Pretraining
-from rlhf_helpers.ppo.rollout import Rollout, frozen_reference, sample_rollout
+from rlhf_helpers.ppo.reference import frozen_reference, trained_adapter
+from rlhf_helpers.ppo.rollout import Rollout, sample_rollout
 from rlhf_helpers.ppo.statistics import checked_scores, step_statistics, stop_unless_finite
 
 
@@ -58,7 +59,8 @@ class PPOTrainer:
         """Make a trainer of `policy`, which it changes in place.
 
         `reference` is the model that the KL is measured to. By default it is a frozen copy of the
-        policy, or, for a policy with a LoRA adapter, the policy with the adapter switched off.
+        policy, or, for one with an adapter, the policy with that adapter as it is now: switched off
+        if it is new, else with the weights that it has been given.
         `critic` is what a separate critic starts from, by default the policy. `documents` are the
         pretraining texts that a `ptx_coef` needs. Raises ValueError for what does not fit together.
         """
@@ -69,8 +71,11 @@ class PPOTrainer:
         )
         # Where lengths are drawn no response can end by itself, so none is to blame.
         self.eos_penalty = 0.0 if config.draw_lengths else config.missing_eos_penalty
+        if getattr(policy, "is_gradient_checkpointing", False):  # acts in training mode alone
+            without_dropout(policy)
         generation.end_ids(policy, tokenizer)  # raises ValueError where no response could end
         self.reference = frozen_reference(policy, reference, tokenizer)
+        self.first_adapter = None if self.reference else trained_adapter(policy)
         separate = config.critic == "separate"
         self.critic = separate_critic(critic or policy) if separate else None
         self.value_head = value_head(self.critic or policy, config.value_head_std, config.seed)
@@ -96,6 +101,7 @@ class PPOTrainer:
             self.config,
             self.sampling,
             reference=self.reference,
+            first_adapter=self.first_adapter,
             critic=self.critic,
             value_head=self.value_head,
         )

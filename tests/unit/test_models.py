@@ -241,6 +241,21 @@ def test_a_quantised_base_with_an_adapter_has_gradients_on_the_adapter_alone():
     assert all(math.isfinite(norm) and norm > 0 for norm in norms.values())
 
 
+@torch.no_grad()
+def test_a_folder_with_an_adapter_is_its_base_with_the_adapter_merged(tmp_path, caplog):
+    model = lora()
+    model.save_pretrained(tmp_path)
+    found = load_policy(tmp_path)
+    assert type(found) is OPTForCausalLM
+    torch.testing.assert_close(found(IDS).logits, model(IDS).logits, atol=1e-4, rtol=0)
+    assert len(trainable(found)) == len(list(found.parameters()))
+    assert [r.message for r in caplog.records if "adapter" in r.message] == [
+        f"{tmp_path} is an adapter: it is merged into its base model, {BASE}"
+    ]
+    with pytest.raises(ValueError, match=r"is an adapter on .* cannot be merged .* 4 bits"):
+        load_policy(tmp_path, 4)
+
+
 # QLoRA on every kind of model
 
 

@@ -437,6 +437,59 @@ def test_trained_weights_of_16_bits_are_refused(make_model, tokenizer, dtype):
     assert {p.dtype for p in trainer.trained} == {torch.float32}
 
 
+@pytest.mark.parametrize("kind", ["opt", "llama"])
+def test_an_adapter_that_was_trained_before_is_part_of_the_reference(make_trainer, tokenizer, kind):
+    trained = make_trainer(kind, lora=True)
+    moved_adapter(trained)
+    policy, config = trained.policy, PPOConfig(**SMALL | {"learning_rate": 0.01})
+    before = copy.deepcopy(policy).eval()
+    trainer = PPOTrainer(policy, tokenizer, config)
+    first = trainer.rollout(PROMPTS)
+    close(first.logprobs, first.ref_logprobs, rtol=0, atol=1e-5)
+    trainer.step(first, upper_share(first))
+    weights_now = weights(trainer)
+    rollout = trainer.rollout(PROMPTS)
+    assert all(weight.equal(weights_now[name]) for name, weight in weights(trainer).items())
+    with torch.no_grad():
+        logits, _ = forward_responses(before, rollout)
+    expected = token_logprobs(logits, rollout.response_ids) * rollout.response_mask
+    close(rollout.ref_logprobs, expected, rtol=0, atol=1e-5)
+    assert (rollout.logprobs - expected).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_gradient_checkpointing_gives_the_same_gradients_for_less_memory(make_trainer, kind, lora):
+    def gradients(checkpointing: bool):
+        trainer = make_trainer(kind, lora, mini_batch_size=8, ppo_epochs=1, max_grad_norm=1e9)
+        if lora:
+            moved_adapter(trainer)
+        if checkpointing:
+            trainer.policy.gradient_checkpointing_enable()
+        trainer = PPOTrainer(trainer.policy, trainer.tokenizer, trainer.config)
+        torch.nn.init.constant_(trainer.value_head.weight, 0.05)
+        rollout, saved = trainer.rollout(PROMPTS), []
+        note = lambda tensor: saved.append(tensor.numel()) or tensor  # noqa: E731
+        advantages = torch.ones_like(rollout.values) * rollout.response_mask
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            update = trainer._set_gradients(rollout, advantages, 2 * advantages, torch.arange(8))
+        assert not trainer.policy.training
+        assert abs(update["approx_kl"]) < 1e-5
+        found = {n: p.grad for n, p in trainer.policy.named_parameters() if p.grad is not None}
+        return found, sum(saved)
+
+    (plain, memory), (checkpointed, less) = gradients(False), gradients(True)
+    assert plain.keys() == checkpointed.keys() and plain
+    for name, gradient in plain.items():
+        close(gradient, checkpointed[name], rtol=1e-3, atol=1e-5)
+    assert less < 0.7 * memory
+
+
+def test_a_policy_without_weights_to_train_is_refused(make_model, tokenizer):
+    policy = make_model("opt").requires_grad_(False)
+    with pytest.raises(ValueError, match="the policy has no weights to train"):
+        PPOTrainer(policy, tokenizer, PPOConfig(**SMALL))
+
+
 # ---- parts of one's own --------------------------------------------------------------------
 
 
