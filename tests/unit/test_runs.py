@@ -2,6 +2,7 @@
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -99,3 +100,11 @@ def test_a_result_that_is_no_finite_number_is_refused_and_nothing_is_written(val
 def test_the_name_of_a_result_must_be_text():
     with pytest.raises(ValueError, match="must be text"):
         record_results("tiny", "L6_local_sft", {1: 1.0})
+
+
+def test_writers_at_the_same_time_lose_no_result(tmp_path, monkeypatch):
+    monkeypatch.setenv("RLHF_RUNS", str(tmp_path))
+    names = [f"L{lesson}" for lesson in range(20)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: record_results("tiny", name, {"seconds": 1}), names))
+    assert read_results("tiny") == {name: {"seconds": 1.0} for name in names}
