@@ -7,12 +7,24 @@ google-cloud-storage talks to that emulator, and no other service of Google is a
 
 from rlhf_helpers.cloud.check import check_setup
 from rlhf_helpers.cloud.clean_up import clean_up_storage, clean_up_vertex
-from rlhf_helpers.cloud.cost import EXAMPLE_PRICES, Job, cost_table
-from rlhf_helpers.cloud.setup import CloudError, Setup, clean_up_commands, setup_commands
+from rlhf_helpers.cloud.commands import clean_up_commands, setup_commands
+from rlhf_helpers.cloud.cost import (
+    ENDPOINT,
+    EXAMPLE_PRICES,
+    GOOGLE_RUN,
+    HOURS_A_MONTH,
+    Job,
+    cost_table,
+    price_table,
+)
+from rlhf_helpers.cloud.setup import CloudError, Setup
 from rlhf_helpers.cloud.storage import list_data, upload
 
 __all__ = [
+    "ENDPOINT",
     "EXAMPLE_PRICES",
+    "GOOGLE_RUN",
+    "HOURS_A_MONTH",
     "CloudError",
     "Job",
     "Setup",
@@ -22,6 +34,7 @@ __all__ = [
     "clean_up_vertex",
     "cost_table",
     "list_data",
+    "price_table",
     "setup_commands",
     "upload",
 ]

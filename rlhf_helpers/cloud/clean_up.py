@@ -3,6 +3,7 @@
 Both functions only list what they would delete, unless `confirm` is the project's name.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
@@ -31,34 +32,48 @@ def clean_up_storage(setup: Setup, confirm: str = "") -> pd.DataFrame:
 
 
 def clean_up_vertex(setup: Setup, confirm: str = "") -> pd.DataFrame:
-    """List the course's endpoints, models and TensorBoards; `confirm` deletes, as in storage.
+    """List what the course has on Vertex AI, in every region; `confirm` deletes, as in storage.
 
-    Models are undeployed from an endpoint first: a deployed model is billed by the hour even if
-    nobody asks it. Google's RLHF component deploys in the pipeline's region, or by its own
-    description in us-central1, so both are searched. Raises CloudError like `clean_up_storage`.
+    That is endpoints, models, TensorBoards, and pipeline jobs with their metadata. Models are
+    undeployed from an endpoint first: a deployed model is billed by the hour even if nobody asks
+    it. Google's RLHF component deploys in the pipeline's region, or by its own description in
+    us-central1. Raises CloudError like `clean_up_storage`.
     """
     with needs_extra("cloud"):
         from google.cloud import aiplatform
 
     delete, rows = _is_confirmed(setup, confirm), []
-    others: tuple[Any, ...] = (aiplatform.Model, aiplatform.Tensorboard)
-    ours = f'display_name="{setup.name}"'
     try:
         aiplatform.init(project=setup.project, location=setup.region)
-        for region in dict.fromkeys((setup.region, "us-central1")):
-            for endpoint in aiplatform.Endpoint.list(filter=ours, location=region):
-                deployed = len(endpoint.list_models())
-                rows.append(("endpoint", endpoint.resource_name, f"{deployed} models deployed"))
-                if delete:
-                    endpoint.delete(force=True)  # undeploys too
-            for kind in others:
-                for resource in kind.list(filter=ours, location=region):
-                    rows.append((kind.__name__.lower(), resource.resource_name, ""))
-                    if delete:
-                        resource.delete()
+        for region in setup.regions:
+            for resource, note in list(_of_vertex(aiplatform, setup, region)):
+                rows.append((type(resource).__name__.lower(), resource.resource_name, note))
+                if delete and isinstance(resource, aiplatform.Endpoint):
+                    resource.delete(force=True)  # undeploys too
+                elif delete:
+                    resource.delete()
     except network_errors() as error:
         raise CloudError(f"Cleaning up Vertex AI failed: {error}. Run it again.") from error
     return _table(rows)
+
+
+def _of_vertex(aiplatform: Any, setup: Setup, region: str) -> Iterator[tuple[Any, str]]:
+    """The course's resources in a region, each with a note, the billed ones first."""
+    ours = {"filter": f'display_name="{setup.name}"', "location": region}
+    for endpoint in aiplatform.Endpoint.list(**ours):
+        yield endpoint, f"{len(endpoint.list_models())} models deployed"
+    for kind in (aiplatform.Model, aiplatform.Tensorboard):
+        for resource in kind.list(**ours):
+            yield resource, ""
+    for job in aiplatform.PipelineJob.list(**ours):
+        yield job, ""
+        run = job.gca_resource.job_detail.pipeline_run_context.name
+        if run:
+            inside = {"filter": f'in_context("{run}")', "location": region}
+            for kind in (aiplatform.Artifact, aiplatform.Execution):
+                for resource in kind.list(**inside):
+                    yield resource, "metadata"
+            yield aiplatform.Context(run), "metadata"
 
 
 def _is_confirmed(setup: Setup, confirm: str) -> bool:

@@ -1,14 +1,25 @@
-"""Names everything that the course makes on Google Cloud, and the commands that make it."""
+"""Names everything that the course makes on Google Cloud, and says where it is."""
 
 import os
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 
-APIS = ("aiplatform", "artifactregistry", "cloudresourcemanager", "iam", "storage")
+APIS = (
+    "aiplatform",
+    "artifactregistry",
+    "cloudbilling",
+    "cloudquotas",
+    "cloudresourcemanager",
+    "iam",
+    "storage",
+)
 # The least that the pipeline's service account needs: to run jobs in the project, and to read and
 # write the objects of this one bucket.
 PROJECT_ROLE, BUCKET_ROLE = "roles/aiplatform.user", "roles/storage.objectUser"
+# What you need besides, who submit a job that runs as that account.
+SUBMITTER_ROLE, SUBMITTER_PERMISSION = "roles/iam.serviceAccountUser", "iam.serviceAccounts.actAs"
+QUOTA = "custom_model_training_nvidia_l4_gpus"  # of Vertex AI, a region: one for each GPU of a job
+GOOGLE_REGIONS = ("us-central1", "europe-west4")  # where Google's component tunes and deploys
 DATA = ("preferences_train.jsonl", "prompts_train.jsonl")  # what a pipeline reads
 
 
@@ -54,51 +65,18 @@ class Setup:
         return f"{self.name}@{self.project or 'PROJECT_ID'}.iam.gserviceaccount.com"
 
     @property
+    def image(self) -> str:
+        """The address of the container image in the course's registry."""
+        return (
+            f"{self.region}-docker.pkg.dev/{self.project or 'PROJECT_ID'}/{self.name}/rlhf-helpers"
+        )
+
+    @property
+    def regions(self) -> tuple[str, ...]:
+        """Every region in which a pipeline of the course may have left something."""
+        return tuple(dict.fromkeys((self.region, *GOOGLE_REGIONS)))
+
+    @property
     def uri(self) -> str:
         """The course's folder of the bucket; `upload` writes into its folder `data`."""
         return f"gs://{self.bucket or 'BUCKET'}/{self.name}"
-
-
-def setup_commands(setup: Setup) -> dict[str, str]:
-    """The command for each check of `check_setup`, in the order in which to run them."""
-    project, at = setup.project or "PROJECT_ID", f"--project={setup.project or 'PROJECT_ID'}"
-    bucket = f"gs://{setup.bucket or 'BUCKET'}"
-    member = f"--member=serviceAccount:{setup.service_account}"
-    return {
-        "credentials": "gcloud auth application-default login",
-        "project": f"gcloud projects create {project} && export GOOGLE_CLOUD_PROJECT={project}",
-        "APIs": f"gcloud services enable {' '.join(f'{a}.googleapis.com' for a in APIS)} {at}",
-        "region": "export GOOGLE_CLOUD_REGION=europe-west4",
-        "service account": f"gcloud iam service-accounts create {setup.name} {at}",
-        "project role": f"gcloud projects add-iam-policy-binding {project} {member} "
-        f"--role={PROJECT_ROLE} --condition=None",
-        "TensorBoard": f"gcloud ai tensorboards create --display-name={setup.name} "
-        f"--region={setup.region} {at}",
-        "bucket": f"gcloud storage buckets create {bucket} --location={setup.region} "
-        f"--uniform-bucket-level-access --public-access-prevention {at}",
-        "bucket role": f"gcloud storage buckets add-iam-policy-binding {bucket} {member} "
-        f"--role={BUCKET_ROLE}",
-        "data": "gcloud storage cp "
-        f"{' '.join(str(Path('data/summarize') / name) for name in DATA)} {setup.uri}/data/",
-    }
-
-
-def clean_up_commands(setup: Setup) -> dict[str, str]:
-    """The commands that remove what the course has made, the most expensive first.
-
-    Replace the words in capitals by the numbers that the `list` commands show.
-    """
-    at = f"--region={setup.region} --project={setup.project or 'PROJECT_ID'}"
-    ours = f"--filter=displayName={setup.name} {at}"
-    return {
-        "find the endpoint": f"gcloud ai endpoints list {ours}",
-        "find its model": f"gcloud ai endpoints describe ENDPOINT_ID {at}",
-        "undeploy it (ends the bill)": "gcloud ai endpoints undeploy-model ENDPOINT_ID "
-        f"--deployed-model-id=DEPLOYED_MODEL_ID {at}",
-        "delete the endpoint": f"gcloud ai endpoints delete ENDPOINT_ID {at}",
-        "find the model": f"gcloud ai models list {ours}",
-        "delete the model": f"gcloud ai models delete MODEL_ID {at}",
-        "find the TensorBoard": f"gcloud ai tensorboards list {ours}",
-        "delete the TensorBoard": f"gcloud ai tensorboards delete TENSORBOARD_ID {at}",
-        "delete the objects": f"gcloud storage rm --recursive {setup.uri}",
-    }

@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 
 from rlhf_helpers import schemas
-from rlhf_helpers.cloud.setup import CloudError, Setup, setup_commands
+from rlhf_helpers.cloud.commands import setup_commands
+from rlhf_helpers.cloud.setup import CloudError, Setup
 from rlhf_helpers.extras import needs_extra
 
 CHUNK = 1024 * 1024  # bytes sent at once; Google Cloud takes multiples of 256 KiB
