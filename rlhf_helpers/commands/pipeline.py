@@ -145,7 +145,7 @@ def _run(options: argparse.Namespace) -> int:
 def _submit(options: argparse.Namespace) -> int:
     from rlhf_helpers.cloud import CloudError
     from rlhf_helpers.pipelines import portable, vertex_rlhf
-    from rlhf_helpers.pipelines.submit import setup_for, submit
+    from rlhf_helpers.pipelines.submit import rented, setup_for, submit
 
     pipeline = _pipeline(options)
     values = _values(options, pipeline)
@@ -153,6 +153,8 @@ def _submit(options: argparse.Namespace) -> int:
         values = vertex_rlhf.RLHFParameters.from_dict(values).values()
     elif not options.image and not options.dry_run:
         raise ValueError(f"Vertex AI cannot pull {portable.IMAGE}: name an image with --image")
+    else:
+        print(rented(values, options.gpu_type, options.gpu_count), file=sys.stderr)
     setup = setup_for(values)
     try:
         request = submit(pipeline, values, setup, options.pipeline_root, options.dry_run)

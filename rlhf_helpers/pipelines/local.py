@@ -118,6 +118,9 @@ def run(values: Mapping[str, Any], processes: int = 1, cached: bool = False) -> 
         if path := stages.local_path(given.get(name, "")):
             read(path)
     scale = Scale(given.get("scale", "tiny"), "summarize", given.get("seed", 0))
+    named = given.get("large_model_reference", "")
+    if named and not stages.base_model(named):
+        print(f"{named} is a model of Google's component: {scale.base_model} is tuned instead")
     root = runs_dir() / scale.name / "pipeline" / f"seed{scale.seed}"
     if not cached:
         shutil.rmtree(root, ignore_errors=True)

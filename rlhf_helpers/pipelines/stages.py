@@ -6,6 +6,7 @@ Heavy imports stand in the functions, so that each step imports only what it nee
 """
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,8 @@ from rlhf_helpers.schemas import (
     write_jsonl,
 )
 
+logger = logging.getLogger(__name__)
+
 PAIRS_A_STEP = 64  # in Google's component
 MAX_NEW_TOKENS = 48  # unless target_sequence_length or a config says otherwise
 
@@ -43,11 +46,14 @@ def local_path(data_set: str) -> Path | None:
 def base_model(large_model_reference: str) -> str | None:
     """A folder or a name of the hub; None, the scale's own model, for Google's names.
 
-    Google's weights are nowhere else to be had, so its names cannot mean anything closer here.
+    Only Google has the weights behind its names: that they are replaced is logged.
     """
-    if not large_model_reference or model_key(large_model_reference) in MODELS:
+    if large_model_reference and model_key(large_model_reference) in MODELS:
+        logger.warning(
+            "%s is a model of Google's component: the scale's own is tuned", large_model_reference
+        )
         return None
-    return large_model_reference
+    return large_model_reference or None
 
 
 def stage_config(

@@ -14,6 +14,8 @@ from kfp.dsl.graph_component import GraphComponent
 
 from rlhf_helpers.cloud import CloudError, Setup
 from rlhf_helpers.pipelines import parameters
+from rlhf_helpers.pipelines.google_models import MODELS, model_key
+from rlhf_helpers.scales import Scale
 
 
 def setup_for(values: Mapping[str, Any]) -> Setup:
@@ -38,6 +40,7 @@ def submit(
     """
     given = {name: value for name, value in values.items() if value is not None}
     parameters.check(given, pipeline)
+    _check_model(given, pipeline)
     given.setdefault("model_display_name", setup.name)  # by which `cloud.clean_up_vertex` finds it
     if not setup.project and not dry_run:
         raise CloudError("No project: set GOOGLE_CLOUD_PROJECT, or pass project=…")
@@ -60,6 +63,24 @@ def submit(
     except GoogleAPICallError as error:
         raise CloudError(f"Vertex AI refused the job: {error.message}") from error
     return request
+
+
+def _check_model(given: Mapping[str, Any], pipeline: GraphComponent) -> None:
+    """Raise ValueError where our pipeline is to tune a model that only Google's component has."""
+    name = given.get("large_model_reference", "")
+    if "scale" in parameters.inputs(pipeline) and model_key(name) in MODELS:
+        raise ValueError(
+            f"large_model_reference is {name!r}, which only Google's component has (--target "
+            "google). Name a model of the hub, or leave it out to tune the scale's own model"
+        )
+
+
+def rented(given: Mapping[str, Any], gpu_type: str, gpu_count: int) -> str:
+    """One sentence: what our pipeline tunes, and on what."""
+    scale = Scale(given.get("scale", "tiny"))
+    model = given.get("large_model_reference") or scale.base_model
+    machine = f"{gpu_count} x {gpu_type}" if gpu_count else "CPUs alone"
+    return f"tunes {model} at scale {scale.name}; every training step rents {machine}"
 
 
 def _job(

@@ -62,6 +62,13 @@ def test_the_job_that_arrives_is_the_one_that_a_dry_run_shows(vertex):
     assert {e["container"]["image"] for e in executors.values()} == {IMAGE}
 
 
+def test_the_command_says_what_is_tuned_on_what(vertex, capsys):
+    given = ["--image", IMAGE, "--gpu-type", "NVIDIA_L4", "--gpu-count", "2", "--dry-run"]
+    assert main(["pipeline", "submit", *given, "scale=small"]) == 0
+    told = capsys.readouterr().err
+    assert "tunes facebook/opt-350m at scale small" in told and "rents 2 x NVIDIA_L4" in told
+
+
 def test_a_refusal_is_told_with_its_reason(vertex):
     vertex.first("POST .*pipelineJobs", (400, {"error": {"message": "no quota"}}))
     with pytest.raises(CloudError, match=r"refused the job: .*no quota"):
@@ -73,7 +80,7 @@ def test_without_credentials_one_is_told_how_to_log_in(monkeypatch, tmp_path, ca
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
     monkeypatch.setenv("NO_GCE_CHECK", "true")
     assert main(["pipeline", "submit", "--image", IMAGE, "project=my-project"]) == 1
-    assert capsys.readouterr().err == (
+    assert capsys.readouterr().err.endswith(
         "error: No application default credentials: run gcloud auth application-default login\n"
     )
 
@@ -86,6 +93,9 @@ def test_what_cannot_be_submitted_is_refused_before_anything_is_sent(vertex, cap
         submit(make_pipeline(IMAGE), {"kl_coef": 0.1}, setup)
     with pytest.raises(CloudError, match="GOOGLE_CLOUD_PROJECT"):
         submit(make_pipeline(IMAGE), {}, Setup(project=""))
+    for name in ("llama-2-7b", "T5_XL"):
+        with pytest.raises(ValueError, match=f"{name}', which only Google's component has"):
+            submit(make_pipeline(IMAGE), {"large_model_reference": name}, setup, dry_run=True)
     assert main(["pipeline", "submit", "project=my-project"]) == 2
     assert "--image" in capsys.readouterr().err
     assert vertex.asked == []

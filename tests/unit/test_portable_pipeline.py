@@ -177,8 +177,9 @@ def test_a_ranking_counts_as_its_pairs(tmp_path):
     assert config.epochs == 10 * 64 / (8 * 5)  # five pairs: candidates 1 and 2 are tied
 
 
-def test_names_of_google_s_models_mean_the_scale_s_own_and_gs_is_read_from_the_mount():
+def test_names_of_google_s_models_mean_the_scale_s_own_and_gs_is_read_from_the_mount(caplog):
     assert stages.base_model("llama-2-7b") is stages.base_model("T5_XL") is None
+    assert "llama-2-7b is a model of Google's component" in caplog.text
     assert stages.base_model("") is None
     assert stages.base_model("facebook/opt-125m") == "facebook/opt-125m"
     assert stages.local_path("gs://bucket/a/b.jsonl") == Path("/gcs/bucket/a/b.jsonl")

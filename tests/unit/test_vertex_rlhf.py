@@ -55,6 +55,14 @@ def test_the_dataclass_has_the_parameters_of_the_component_with_their_defaults()
     assert required == set(GOOD)
 
 
+def test_its_executors_are_public_and_only_images_that_they_start_are_restricted(tmp_path):
+    executors = vertex_rlhf.pipeline().pipeline_spec.deployment_spec["executors"]
+    images = [executor["container"]["image"] for executor in executors.values()]
+    assert len(images) == 15 and all(image.startswith("gcr.io/ml-pipeline/") for image in images)
+    text = vertex_rlhf.compile_pipeline(tmp_path / "rlhf.yaml").read_text()
+    assert "docker.pkg.dev/vertex-ai-restricted/" in text
+
+
 def test_good_parameters_are_passed_on_without_what_is_not_given():
     values = RLHFParameters.from_dict(GOOD | {"kl_coeff": 0, "deploy_model": False}).values()
     assert values["kl_coeff"] == 0 and values["deploy_model"] is False
