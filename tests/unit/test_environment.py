@@ -178,3 +178,31 @@ def test_an_undeclared_import_is_found():
     )
     found = undeclared(ROOT / "rlhf_helpers" / "new.py", tree, set())
     assert found == ["scipy", "google.cloud.storage", "wandb"]
+
+
+# ---- The pages -------------------------------------------------------------------------------
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+PAGES += [ROOT / folder / "README.md" for folder in ("benchmarks", "data", "notebooks")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_targets_of_a_page_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#]+)", text):
+        assert link.startswith("https://") or (page.parent / link).exists(), link
+    targets = set(re.findall(r"\bmake ([a-z][a-z-]+)\b", "\n".join(re.findall(r"`[^`]+`", text))))
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert targets <= set(re.findall(r"^([a-z-]+):", makefile, re.M))
+
+
+def test_the_readme_stays_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1500
+
+
+def test_the_modules_that_the_changelog_moves_exist():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\|.*\|(.*)\|$", text.partition("| before | now |")[2], re.M)[1:]
+    for name in re.findall(r"`([a-z][\w.]+)`", "\n".join(rows)):
+        place = ROOT / "rlhf_helpers" / name.replace(".", "/")
+        assert place.is_dir() or place.with_suffix(".py").is_file(), name
