@@ -17,7 +17,7 @@ from rlhf_helpers import processes
 from rlhf_helpers.logprobs import Tokens, response_logprobs
 from rlhf_helpers.next_token import Chooser, end_ids
 from rlhf_helpers.prompt_cache import fitting, prompt_cache
-from rlhf_helpers.prompts import answer_texts, prompt_tokens
+from rlhf_helpers.prompts import answer_texts, cut_tokens, prompt_room, prompt_tokens
 
 __all__ = [
     "Responses",
@@ -42,10 +42,14 @@ class Samples:
     ended: Tensor  # (B,) bool, True if the response ends with one of `end_ids`
 
 
-def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> tuple[Tensor, Tensor]:
-    """Prompt ids and mask, both (G, P), left padded."""
-    ids = {"input_ids": prompt_tokens(tokenizer, prompts)}
-    batch = tokenizer.pad(ids, padding_side="left", return_tensors="pt")
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: list[str], max_length: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Prompt ids and mask, both (G, P), left padded; a longer prompt loses its beginning."""
+    rows = prompt_tokens(tokenizer, prompts)
+    if max_length is not None:
+        rows = [cut_tokens(tokenizer, row, max_length) for row in rows]
+    batch = tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt")
     return batch["input_ids"], batch["attention_mask"]
 
 
@@ -200,14 +204,16 @@ def respond(
 
     With a reference, the mean of `log_ratios` estimates KL(q || reference), where q is what is
     sampled from, the policy at `temperature`, and the reference stays at temperature 1. Greedy
-    decoding is the limit of a low temperature: q gives its answer probability 1.
+    decoding is the limit of a low temperature: q gives its answer probability 1. A prompt that is
+    too long for the model's positions loses its beginning.
     """
     generator, found = seeded(policy, seed), Responses([], [], [], [])
-    longest = max((len(ids) for ids in tokenizer(prompts)["input_ids"]), default=0)
-    fits = fitting(policy.config, longest + max_new_tokens)
+    room = prompt_room(tokenizer, max_new_tokens)
+    longest = max(map(len, prompt_tokens(tokenizer, prompts)), default=0)
+    fits = fitting(policy.config, min(longest, room) + max_new_tokens)
     at_once = max(1, min(batch_size, fits) // samples_per_prompt)
     for start in _progress(range(0, len(prompts), at_once)):
-        ids, mask = encode_prompts(tokenizer, prompts[start : start + at_once])
+        ids, mask = encode_prompts(tokenizer, prompts[start : start + at_once], room)
         ids, mask = ids.to(policy.device), mask.to(policy.device)
         samples = sample(
             policy,

@@ -19,6 +19,7 @@ from rlhf_helpers import generation
 from rlhf_helpers.annotation.agreement import agreement_table
 from rlhf_helpers.evaluation.metrics import Gold
 from rlhf_helpers.logprobs import Tokens, response_logprobs
+from rlhf_helpers.prompts import prompt_tokens
 from rlhf_helpers.reward_model import RewardModel
 from rlhf_helpers.schemas import format_prompt, format_response
 
@@ -198,9 +199,9 @@ def _label_ids(
     tokenizer: PreTrainedTokenizerBase, text: str, labels: tuple[str, str]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and mask (2, T) of the labels as they follow a text."""
-    start, rows = tokenizer(text)["input_ids"], []
-    for label in labels:
-        whole = tokenizer(text + label)["input_ids"]
+    start, *wholes = prompt_tokens(tokenizer, [text, *(text + label for label in labels)])
+    rows = []
+    for label, whole in zip(labels, wholes, strict=True):
         if whole[: len(start)] != start or len(whole) == len(start):
             raise ValueError(
                 f"the label {label!r} melts into the question's last token: end the question "

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_helpers.generation import encode_prompts, respond
 from rlhf_helpers.models import load_policy, load_tokenizer
+from rlhf_helpers.prompts import answer_texts
 from rlhf_helpers.schemas import format_prompt
 
 # The kinds of question that the course before asked its tuned model, in words of ours, with the
@@ -48,7 +49,7 @@ def beam_answers(
             max_new_tokens=max_new_tokens,
             **BEAMS,
         )
-    return tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+    return answer_texts(tokenizer, output[:, ids.shape[1] :].tolist())
 
 
 def before_and_after(

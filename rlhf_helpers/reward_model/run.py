@@ -43,7 +43,7 @@ def train(config: RewardConfig, resume: bool = False) -> Result:
     compare are dropped and counted.
     """
     records = None if streams.is_stream(config.data) else _records(config)
-    prompts = read_some(config.prompts, "prompts", config.calibration_prompts)
+    prompts = _calibration_prompts(config)
     tokenizer = append_eos(load_tokenizer(config.model), config.max_length)
     rows, counts = _rows(config, records, tokenizer)
     trainer = reward_trainer(config, rows, tokenizer)
@@ -52,7 +52,7 @@ def train(config: RewardConfig, resume: bool = False) -> Result:
     if config.lora_rank:
         model = merge_adapter(model, config.model, load_classifier)
     reward_model = RewardModel(model, tokenizer)
-    reward_model.standardise(_sft_samples(config, [record["input_text"] for record in prompts]))
+    reward_model.standardise(_sft_samples(config, prompts))
     history = [row for row in trainer.state.log_history if "loss" in row]
     metrics = {
         "accuracy": sum(row["accuracy"] for row in history[-10:]) / max(1, len(history[-10:])),
@@ -132,12 +132,18 @@ def reward_trainer(
     )
 
 
-def _sft_samples(config: RewardConfig, input_texts: list[str]) -> list[str]:
+def _calibration_prompts(config: RewardConfig) -> list[str]:
+    """The formatted prompts that the SFT model answers, cut to what it can read."""
+    tokenizer = load_tokenizer(config.sft_model)
+    room = prompt_room(tokenizer, config.max_new_tokens)
+    records = read_some(config.prompts, "prompts", config.calibration_prompts)
+    texts = [format_prompt(record["input_text"], config.instruction) for record in records]
+    return [cut_prompt(text, tokenizer, room) for text in texts]
+
+
+def _sft_samples(config: RewardConfig, prompts: list[str]) -> list[str]:
     """One sample of the SFT model to each prompt, prompt and response as one text."""
     policy, tokenizer = load_policy(config.sft_model), load_tokenizer(config.sft_model)
-    room = prompt_room(tokenizer, config.max_new_tokens)
-    prompts = [format_prompt(text, config.instruction) for text in input_texts]
-    prompts = [cut_prompt(prompt, tokenizer, room) for prompt in prompts]
     responses = generation.respond(
         policy, tokenizer, prompts, max_new_tokens=config.max_new_tokens, seed=config.seed
     )

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import (
@@ -16,11 +17,11 @@ from tokenizers import (
     processors,
     trainers,
 )
-from transformers import PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from rlhf_helpers.configs import DPOConfig, SFTConfig
 from rlhf_helpers.dpo import encode_pair
-from rlhf_helpers.generation import encode_prompts
+from rlhf_helpers.generation import encode_prompts, respond
 from rlhf_helpers.models import load_tokenizer
 from rlhf_helpers.prompts import (
     answer_texts,
@@ -288,3 +289,23 @@ def test_a_tokenizer_knows_how_much_its_model_reads(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert load_tokenizer(tmp_path).model_max_length == 96
     assert append_eos(load_tokenizer(tmp_path), 512).model_max_length == 96
+
+
+@pytest.fixture
+def short_model() -> GPT2LMHeadModel:
+    """A model that reads at most 24 tokens."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        size = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": len(MADE["GPT-2, Phi"])}
+        return GPT2LMHeadModel(GPT2Config(n_positions=24, **size)).eval()
+
+
+def test_sampling_cuts_prompts_to_what_the_model_reads(short_model):
+    tokenizer = wrap(byte_level())
+    tokenizer.model_max_length = 24
+    settings = {"max_new_tokens": 4, "temperature": 0.0, "reference": short_model}
+    found = respond(short_model, tokenizer, [WORDS * 5, "why?"], **settings)
+    assert found == respond(short_model, tokenizer, ["No! ok. " + WORDS * 3, "why?"], **settings)
+    assert found != respond(short_model, tokenizer, [WORDS * 3 + " No!", "why?"], **settings)
+    with pytest.raises(ValueError, match="lower --max-new-tokens"):
+        respond(short_model, tokenizer, ["why?"], max_new_tokens=24)
