@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 from rlhf_helpers.checks.feedback import Feedback, try_function, try_number
+from rlhf_helpers.cloud.cost import ENDPOINT, EXAMPLE_PRICES
 from rlhf_helpers.cloud.setup import BUCKET_ROLE, PROJECT_ROLE
 
 
@@ -61,7 +62,8 @@ def least_roles(answer: Any) -> Feedback:
 
 
 def weekend_cost(answer: Any) -> Feedback:
-    """Check that `answer` is 252, the price of 63 hours at 4 dollars."""
+    """Check that `answer` is the price of 63 hours of the example endpoint, to the cent."""
+    cost = 63 * EXAMPLE_PRICES[ENDPOINT]
     praise = "Right: 63 hours, asked or not. Undeploy first, then go home."
     too_low = (
         "Count from Friday 18:00: 6 hours, two whole days, and 9 hours of Monday, times the price."
@@ -69,4 +71,4 @@ def weekend_cost(answer: Any) -> Feedback:
     too_high = (
         "It was deployed on Friday at 18:00 and is undeployed on Monday at 9:00: 6 + 48 + 9 hours."
     )
-    return try_number(answer, 252, 252, praise, too_low, too_high)
+    return try_number(answer, cost - 0.01, cost + 0.01, praise, too_low, too_high)

@@ -16,6 +16,7 @@ from scipy.special import expit
 
 from rlhf_helpers import checks, schemas
 from rlhf_helpers.checks.feedback import Feedback
+from rlhf_helpers.cloud import ENDPOINT, EXAMPLE_PRICES
 from rlhf_helpers.commands.notebooks import course_notebooks
 from rlhf_helpers.pipelines import vertex_rlhf
 from rlhf_helpers.runs import project_root
@@ -298,8 +299,8 @@ WRONG = [
     ("least_roles", ["roles/aiplatform.user"], [], "reading and writing"),
     ("valid_together", lambda paths: len({p.rsplit("/", 1)[0] for p in paths}) == 1, [], "folders"),
     ("valid_together", lambda paths: all(p.startswith("gs://mine") for p in paths), [], "whole"),
-    ("weekend_cost", 4 * 48, [], "9 hours of Monday"),
-    ("weekend_cost", 4 * 72, [], "Monday at 9:00"),
+    ("weekend_cost", 48 * EXAMPLE_PRICES[ENDPOINT], [], "9 hours of Monday"),
+    ("weekend_cost", 72 * EXAMPLE_PRICES[ENDPOINT], [], "Monday at 9:00"),
 ]
 
 

@@ -401,6 +401,11 @@ def test_the_plan_of_full_names_parts_hours_and_cost(run):
     assert "measured " not in printed.replace("not measured", "")
 
 
+def test_the_price_of_sampling_from_few_bits_is_told(run):
+    assert "97 ms with 8 bits and 11 with 16" in run("--scale small")
+    assert "97 ms" not in run("--scale full")
+
+
 def test_what_does_not_fit_is_named_with_a_remedy(run, monkeypatch):
     monkeypatch.setattr(plan_memory, "activation_bytes", lambda *_: 20 * plan_command.GIB)
     printed = run("--gpu T4 --price 0.7")
