@@ -95,6 +95,7 @@ FOUND = {
         "rewards": torch.tensor([0.0, 1.0, 0.6]),
     },
     "L3_tune_llm": {"vertex_rlhf": vertex_rlhf},
+    "L5_google_cloud_setup": {"price": EXAMPLE_PRICES[ENDPOINT]},
     "L8_local_ppo": {
         "kl_coefs": (0.0,),
         "sweep": {0.0: [{"gold": g} for g in (1.5, 2.0, 2.5, 2.0, 0.0, -3.0, -6.0)]},
