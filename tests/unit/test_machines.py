@@ -62,15 +62,18 @@ def test_on_colab_without_an_address_it_asks_for_one(calls, monkeypatch):
 LOGGED = 'echo "$(basename "$0") $*" >>"$CALLS"\n'
 FAKES = {
     "ssh": '[ "$1" = -t ] && shift\nshift\ncd "$REMOTE" && HOME="$REMOTE" exec bash -c "$1"\n',
-    "rsync": 'for last; do from=${to:-}; to=$last; done\n'
+    "rsync": "for last; do from=${to:-}; to=$last; done\n"
     'cp -r "${from/#me@gpu:/$REMOTE/}." "${to/#me@gpu:/$REMOTE/}"\n',
     "tmux": 'case $1 in has-session) [ -n "$BUSY" ];; new-session) bash -c "${@: -1}";; esac\n',
-} | dict.fromkeys(("python3", "python3.11", "python3.12", "python3.13"), """case "$*" in
+} | dict.fromkeys(
+    ("python3", "python3.11", "python3.12", "python3.13"),
+    """case "$*" in
   *version_info*) [ -z "$OLD" ];;
   *__version__\\)) [ -n "$TORCH" ] && echo "$TORCH";;
   '-m venv'*) mkdir -p .venv/bin && cp "$0" .venv/bin/python;;
 esac
-""")  # fmt: skip
+""",
+)
 
 
 class Rented:
@@ -87,15 +90,23 @@ class Rented:
             (tools / name).write_text(f"#!/usr/bin/env bash\n{LOGGED}{body}")
             (tools / name).chmod(0o755)
         self.environment = os.environ | {
-            "PATH": f"{tools}:{os.environ['PATH']}", "REMOTE": str(self.remote),
-            "CALLS": str(self.log), "BUSY": "", "OLD": "", "TORCH": "",
-        }  # fmt: skip
+            "PATH": f"{tools}:{os.environ['PATH']}",
+            "REMOTE": str(self.remote),
+            "CALLS": str(self.log),
+            "BUSY": "",
+            "OLD": "",
+            "TORCH": "",
+        }
 
     def __call__(self, *arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["bash", "scripts/lambda.sh", *arguments], cwd=self.here, capture_output=True,
-            text=True, env=self.environment | changes, timeout=60,
-        )  # fmt: skip
+            ["bash", "scripts/lambda.sh", *arguments],
+            cwd=self.here,
+            capture_output=True,
+            text=True,
+            env=self.environment | changes,
+            timeout=60,
+        )
 
     def calls(self) -> str:
         return self.log.read_text()
@@ -117,9 +128,13 @@ def test_the_script_is_valid_and_explains_itself(rented):
 
 @pytest.mark.parametrize(
     ("arguments", "word"),
-    [([], "unknown command"), (["fly", "me@gpu"], "'fly'"), (["run"], "needs a HOST"),
-     (["fetch", "me@gpu", "more"], "nothing else")],
-)  # fmt: skip
+    [
+        ([], "unknown command"),
+        (["fly", "me@gpu"], "'fly'"),
+        (["run"], "needs a HOST"),
+        (["fetch", "me@gpu", "more"], "nothing else"),
+    ],
+)
 def test_what_it_cannot_do_gets_one_error_and_reaches_no_machine(rented, arguments, word):
     shown = rented(*arguments)
     assert shown.returncode == 2 and not rented.log.exists()

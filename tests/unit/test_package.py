@@ -52,8 +52,12 @@ def test_the_names_at_the_top_are_those_of_the_modules():
         assert getattr(rlhf_helpers, found.__name__) is found
         assert found.__doc__ and not found.__doc__.startswith(f"{found.__name__}(")
     assert {*rlhf_helpers.__all__} == {
-        "PPOConfig", "PPOTrainer", "RewardModel", "Rollout", "__version__",
-    }  # fmt: skip
+        "PPOConfig",
+        "PPOTrainer",
+        "RewardModel",
+        "Rollout",
+        "__version__",
+    }
     assert {*rlhf_helpers.__all__} <= {*dir(rlhf_helpers)}
     assert (ROOT / "rlhf_helpers" / "py.typed").is_file()
 

@@ -19,9 +19,12 @@ ROOT = Path(__file__).resolve().parents[2]
 def run(*command: str | Path, cwd: Path) -> str:
     """What a command prints, without this process's PYTHONPATH; a failure shows all of it."""
     done = subprocess.run(
-        ["env", "-u", "PYTHONPATH", *map(str, command)], cwd=cwd, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        ["env", "-u", "PYTHONPATH", *map(str, command)],
+        cwd=cwd,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     assert done.returncode == 0, done.stdout
     return done.stdout
 
@@ -76,9 +79,18 @@ def link(wanted: dict[str, Distribution], site: Path) -> None:
 def wheel(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     run(
-        sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-index", "--no-build-isolation",
-        "--wheel-dir", folder, ROOT, cwd=folder,
-    )  # fmt: skip
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-index",
+        "--no-build-isolation",
+        "--wheel-dir",
+        folder,
+        ROOT,
+        cwd=folder,
+    )
     (path,) = folder.glob("*.whl")
     return path
 
