@@ -8,6 +8,10 @@ from rlhf_helpers.configs.settings import check_settings, setting
 from rlhf_helpers.configs.supervised import RewardConfig
 
 CRITICS = ("shared", "separate")
+ESTIMATORS = ("gae", "reinforce", "rloo", "grpo", "dr_grpo")
+OF_GROUPS = ("rloo", "grpo", "dr_grpo")  # compare the responses to one prompt with each other
+AGGREGATIONS = ("token", "sequence", "constant")
+KL_PLACES = ("reward", "loss")
 
 
 @dataclass(kw_only=True)
@@ -60,10 +64,31 @@ class PPOConfig:
         "does",
         above=0,
     )
+    advantages: str = setting(
+        "gae",
+        "gae takes a critic; reinforce, the batch for a baseline; rloo, grpo and dr_grpo, the "
+        "other answers to the prompt",
+        choices=ESTIMATORS,
+    )
+    kl_place: str | None = setting(
+        None,
+        "reward: the KL is paid a token, as k1; loss: it is a term of the loss, as k3; None is "
+        "loss for grpo and dr_grpo, else reward",
+        choices=KL_PLACES,
+    )
+    aggregation: str | None = setting(
+        None,
+        "the policy loss is a mean over token, over sequence (of its tokens' mean), or divided by "
+        "a constant, max_new_tokens; None is sequence for grpo, constant for dr_grpo, else token",
+        choices=AGGREGATIONS,
+    )
     gamma: float = setting(1.0, "discount a token", at_least=0, at_most=1)
     lam: float = setting(0.95, "lambda of generalised advantage estimation", at_least=0, at_most=1)
     cliprange: float = setting(
         0.2, "how far a token's probability may move in one step, as a ratio", above=0
+    )
+    cliprange_high: float | None = setting(
+        None, "the same upwards, where it is to be another (DAPO's clip-higher)", above=0
     )
     cliprange_value: float = setting(0.2, "how far a value may move in one step", above=0)
     vf_coef: float = setting(0.1, "weight of the value loss", at_least=0)
@@ -105,10 +130,34 @@ class PPOConfig:
                 f"min_new_tokens {self.min_new_tokens} is more than max_new_tokens "
                 f"{self.max_new_tokens}"
             )
+        if self.advantages in OF_GROUPS and self.samples_per_prompt < 2:
+            raise ValueError(
+                f"{self.advantages} compares the answers to a prompt: set samples_per_prompt to 2 "
+                "or more"
+            )
+        if self.advantages != "gae" and self.critic != "shared":
+            raise ValueError(f"{self.advantages} has no critic: leave critic as it is")
         if self.draw_lengths and not self.min_new_tokens:
             raise ValueError("draw_lengths needs the shortest length: set min_new_tokens above 0")
         if self.adaptive_kl and not self.kl_coef:
             raise ValueError("adaptive_kl multiplies kl_coef: start it above 0")
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether values are learned: only generalised advantage estimation takes them."""
+        return self.advantages == "gae"
+
+    @property
+    def kl_is_in_loss(self) -> bool:
+        """Whether the KL is a term of the loss, by choice or as usual for the estimator."""
+        usual = "loss" if self.advantages in ("grpo", "dr_grpo") else "reward"
+        return (self.kl_place or usual) == "loss"
+
+    @property
+    def loss_aggregation(self) -> str:
+        """One of AGGREGATIONS, by choice or as usual for the estimator."""
+        usual = {"grpo": "sequence", "dr_grpo": "constant"}.get(self.advantages, "token")
+        return self.aggregation or usual
 
 
 @dataclass(kw_only=True)

@@ -7,9 +7,9 @@
         stats = trainer.step(rollout, scores)
 
 To read it: the losses are `maths.policy_loss` and `maths.value_loss`; `trainer.PPOTrainer.step`
-calls them in order; their log-probs come from `rlhf_helpers.logprobs`. To build on it: pass
-`PPOTrainer(reference=...)`, or override `PPOTrainer.advantages`. `rollout`, `critic`, `optimizer`,
-`pretraining` and `statistics` are the trainer's parts; `run` reads and writes folders.
+calls them in order; their log-probs come from `rlhf_helpers.logprobs`. To build on it: choose one
+of `estimators`, which need no critic, pass `PPOTrainer(reference=...)`, or override
+`PPOTrainer.advantages`. The other modules are the trainer's parts; `run` reads and writes folders.
 """
 
 from rlhf_helpers.configs import PPOConfig, PPORunConfig

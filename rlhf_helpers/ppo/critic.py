@@ -70,11 +70,14 @@ def response_states(critic: PreTrainedModel, tokens: Tokens) -> Tensor:
 
 
 def token_values(
-    head: torch.nn.Linear, critic: PreTrainedModel | None, hidden: Tensor | None, tokens: Tokens
+    head: torch.nn.Linear | None,
+    critic: PreTrainedModel | None,
+    hidden: Tensor | None,
+    tokens: Tokens,
 ) -> Tensor:
     """Values (B, R): the head on a separate critic's states, or on `hidden` (B, R, H), the
     policy's, where there is none.
     """
     states = hidden if critic is None else response_states(critic, tokens)
-    assert states is not None  # sampling keeps them for the shared trunk
+    assert states is not None and head is not None  # sampling keeps states for a shared trunk
     return head(states.float()).squeeze(-1)

@@ -105,16 +105,22 @@ def gae(
 
 
 def policy_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, cliprange: float
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    cliprange: float,
+    cliprange_high: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The clipped surrogate (Schulman et al. 2017, eq. 7), to be minimised.
 
-    -min(ratio A, clip(ratio, 1 - cliprange, 1 + cliprange) A), averaged over the real tokens.
-    Returns the loss and the share of tokens whose gradient the clip has cut.
+    -min(ratio A, clip(ratio, 1 - cliprange, 1 + cliprange) A), averaged over the real tokens;
+    `cliprange_high` is another range upwards (Yu et al. 2025, DAPO). Returns the loss and the share
+    of tokens whose gradient the clip has cut.
     """
     ratio = torch.exp((logprobs - old_logprobs) * mask)
     unclipped = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
+    clipped = -advantages * ratio.clamp(1 - cliprange, 1 + (cliprange_high or cliprange))
     loss = masked_mean(torch.maximum(unclipped, clipped), mask)
     return loss, masked_mean((clipped > unclipped).float(), mask).detach()
 

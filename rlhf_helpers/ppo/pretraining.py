@@ -21,10 +21,12 @@ class Pretraining:
         self,
         policy: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        documents: list[str],
+        documents: list[str] | None,
         coef: float,
         seed: int,
     ):
+        if not documents:
+            raise ValueError("ptx_coef needs pretraining documents: pass some")
         self.policy, self.tokenizer, self.documents = policy, tokenizer, documents
         self.coef = coef
         self.generator = torch.Generator().manual_seed(seed)

@@ -27,7 +27,7 @@ class Rollout(Tokens):
 
     logprobs: Tensor  # (B, R) of the sampled tokens under the sampling policy, nats
     ref_logprobs: Tensor  # (B, R) of the same tokens under the reference
-    values: Tensor  # (B, R) expected return before each token
+    values: Tensor | None  # (B, R) expected return before each token; None without a critic
     ended: Tensor  # (B,) bool, False if the response was cut off
     responses: list[str]
     texts: list[str]  # prompt and response: what a reward model reads
@@ -52,6 +52,15 @@ class Rollout(Tokens):
         ids = self.prompt_ids[rows].unflatten(0, (-1, samples_per_prompt))
         mask = self.prompt_mask[rows].unflatten(0, (-1, samples_per_prompt))
         return bool((ids == ids[:, :1]).all() and (mask == mask[:, :1]).all())
+
+    def check_groups(self, samples_per_prompt: int) -> None:
+        """Raise ValueError unless the K responses to each prompt stand side by side."""
+        rows = torch.arange(len(self.ended), device=self.ended.device)
+        if not self.is_grouped(rows, samples_per_prompt):
+            raise ValueError(
+                f"the rollout is not in groups of {samples_per_prompt} responses to one prompt, "
+                "which this estimator compares: keep or drop whole groups"
+            )
 
     def part(self, rows: Tensor, samples_per_prompt: int) -> Tokens:
         """The tokens of some responses, each prompt once for its K responses.
@@ -81,10 +90,42 @@ def sample_rollout(
     reference: PreTrainedModel | None,
     first_adapter: dict[str, Tensor] | None,
     critic: PreTrainedModel | None,
-    value_head: torch.nn.Linear,
+    value_head: torch.nn.Linear | None,
 ) -> Rollout:
     """Sample K responses to each prompt and keep what their updates need; see `Rollout`."""
     started, repeat = time.perf_counter(), config.samples_per_prompt
+    keep_hidden = value_head is not None and critic is None
+    tokens, samples = _sample(policy, tokenizer, prompts, config, generator, keep_hidden)
+    logprobs, gap = comparable_logprobs(policy, samples.logprobs, tokens, config)
+    values = None
+    if value_head is not None:
+        values = token_values(value_head, critic, samples.hidden, tokens) * samples.response_mask
+    responses = generation.decode(tokenizer, samples)
+    return Rollout(
+        prompt_ids=tokens.prompt_ids.repeat_interleave(repeat, 0),
+        prompt_mask=tokens.prompt_mask.repeat_interleave(repeat, 0),
+        response_ids=samples.response_ids,
+        response_mask=samples.response_mask,
+        logprobs=logprobs,
+        ref_logprobs=reference_logprobs(policy, reference, first_adapter, tokens, config),
+        values=values,
+        ended=samples.ended,
+        responses=[response.strip() for response in responses],
+        texts=[prompts[i // repeat] + response for i, response in enumerate(responses)],
+        seconds=time.perf_counter() - started,
+        logprob_gap=gap,
+    )
+
+
+def _sample(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[str],
+    config: PPOConfig,
+    generator: torch.Generator,
+    keep_hidden: bool,
+) -> tuple[Tokens, generation.Samples]:
+    """K samples of each prompt, and their tokens together with those of the prompts."""
     prompt_ids, prompt_mask = generation.encode_prompts(tokenizer, prompts)
     prompt_ids, prompt_mask = prompt_ids.to(policy.device), prompt_mask.to(policy.device)
     samples = generation.sample(
@@ -94,29 +135,14 @@ def sample_rollout(
         prompt_mask,
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
-        samples_per_prompt=repeat,
+        samples_per_prompt=config.samples_per_prompt,
         generator=generator,
-        keep_hidden=critic is None,
+        keep_hidden=keep_hidden,
         min_new_tokens=config.min_new_tokens,
-        lengths=draw_lengths(config, len(prompts) * repeat, generator),
+        lengths=draw_lengths(config, len(prompts) * config.samples_per_prompt, generator),
     )
     tokens = Tokens(prompt_ids, prompt_mask, samples.response_ids, samples.response_mask)
-    logprobs, gap = comparable_logprobs(policy, samples.logprobs, tokens, config)
-    responses = generation.decode(tokenizer, samples)
-    return Rollout(
-        prompt_ids=prompt_ids.repeat_interleave(repeat, 0),
-        prompt_mask=prompt_mask.repeat_interleave(repeat, 0),
-        response_ids=samples.response_ids,
-        response_mask=samples.response_mask,
-        logprobs=logprobs,
-        ref_logprobs=reference_logprobs(policy, reference, first_adapter, tokens, config),
-        values=token_values(value_head, critic, samples.hidden, tokens) * samples.response_mask,
-        ended=samples.ended,
-        responses=[response.strip() for response in responses],
-        texts=[prompts[i // repeat] + response for i, response in enumerate(responses)],
-        seconds=time.perf_counter() - started,
-        logprob_gap=gap,
-    )
+    return tokens, samples
 
 
 def draw_lengths(config: PPOConfig, size: int, generator: torch.Generator) -> Tensor | None:

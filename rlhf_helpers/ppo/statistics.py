@@ -36,19 +36,19 @@ def step_statistics(
     """
     mask, gather = rollout.response_mask, processes.gather_rows
     kl = gather((kl_penalty(rollout.logprobs, rollout.ref_logprobs) * mask).sum(1))
-    unexplained = gather((returns - rollout.values)[mask])
-    returns = gather(returns[mask])
     scores = gather(scores)
     stats = {
         "reward_mean": scores.mean().item(),
         "reward_std": scores.std(unbiased=False).item(),
         "kl": kl.mean().item(),
         **{key: sum(update[key] for update in updates) / len(updates) for key in updates[0]},
-        "explained_variance": explained_variance(unexplained, returns),
         "response_length": gather(mask.sum(1).float()).mean().item(),
         "eos_rate": gather(rollout.ended.float()).mean().item(),
         "seconds_rollout": rollout.seconds,
     }
+    if rollout.values is not None:
+        unexplained = gather((returns - rollout.values)[mask])
+        stats["explained_variance"] = explained_variance(unexplained, gather(returns[mask]))
     if rollout.logprob_gap is not None:
         stats["logprob_gap"] = rollout.logprob_gap
     return stats

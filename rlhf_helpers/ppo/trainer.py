@@ -18,8 +18,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_helpers import generation, processes
 from rlhf_helpers.configs import PPOConfig
 from rlhf_helpers.logprobs import training_pass
-from rlhf_helpers.models import load_trained_weights, trainable, trained_weights, without_dropout
+from rlhf_helpers.models import trainable, without_dropout
 from rlhf_helpers.ppo.critic import separate_critic, token_values, value_head
+from rlhf_helpers.ppo.estimators import critic_free, token_weights
 from rlhf_helpers.ppo.maths import (
     adapted_kl_coef,
     final_scores,
@@ -35,6 +36,7 @@ from rlhf_helpers.ppo.optimizer import make_optimizer
 from rlhf_helpers.ppo.pretraining import Pretraining
 from rlhf_helpers.ppo.reference import frozen_reference, trained_adapter
 from rlhf_helpers.ppo.rollout import Rollout, sample_rollout
+from rlhf_helpers.ppo.state import load_trainer_state, trainer_state
 from rlhf_helpers.ppo.statistics import checked_scores, step_statistics, stop_unless_finite
 
 
@@ -78,7 +80,9 @@ class PPOTrainer:
         self.first_adapter = None if self.reference else trained_adapter(policy)
         separate = config.critic == "separate"
         self.critic = separate_critic(critic or policy) if separate else None
-        self.value_head = value_head(self.critic or policy, config.value_head_std, config.seed)
+        self.value_head = None
+        if config.has_critic:
+            self.value_head = value_head(self.critic or policy, config.value_head_std, config.seed)
         actor, critics = trainable(policy), trainable(self.value_head) + trainable(self.critic)
         self.trained = actor + critics
         processes.copy_from_first(self.trained)
@@ -88,8 +92,6 @@ class PPOTrainer:
         self.shuffling = torch.Generator().manual_seed(seed)
         self.pretraining = None
         if config.ptx_coef:
-            if not documents:
-                raise ValueError("ptx_coef needs pretraining documents: pass some")
             self.pretraining = Pretraining(policy, tokenizer, documents, config.ptx_coef, seed)
 
     def rollout(self, prompts: list[str]) -> Rollout:
@@ -137,16 +139,17 @@ class PPOTrainer:
         last token the score (B,), clipped and lowered where the response did not end.
         """
         config = self.config
+        kl_coef = 0.0 if config.kl_is_in_loss else self.kl_coef
         kl = kl_penalty(rollout.logprobs, rollout.ref_logprobs)
         final = final_scores(scores, rollout.ended, config.score_clip, self.eos_penalty)
-        return token_rewards(final, kl, rollout.response_mask, self.kl_coef)
+        return token_rewards(final, kl, rollout.response_mask, kl_coef)
 
     def advantages(self, rollout: Rollout, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Advantages and returns, both (B, R) and 0 on padding, from one score (B,) a response.
 
-        The policy learns the advantages and the critic the returns. By default they are those of
-        GAE, whitened over the batch. Override this method for another estimator: REINFORCE
-        (Williams 1992) with the mean of the batch as its baseline takes no values.
+        The policy learns the advantages and the critic, if there is one, the returns. They are
+        those of `config.advantages`: GAE whitened over the batch, or one of `estimators`. Override
+        this method for another: REINFORCE (Williams 1992) with the batch's mean as baseline, say.
 
             class BatchMean(PPOTrainer):
                 def advantages(self, rollout, scores):
@@ -158,6 +161,11 @@ class PPOTrainer:
         """
         config, mask = self.config, rollout.response_mask
         rewards = self.rewards(rollout, scores)
+        if rollout.values is None:
+            returns, samples = (rewards * mask).sum(1), config.samples_per_prompt
+            rollout.check_groups(1 if config.advantages == "reinforce" else samples)
+            found = critic_free(config.advantages, returns, samples, processes.total)
+            return found[:, None] * mask, returns[:, None] * mask
         advantages, returns = gae(rewards, rollout.values, mask, config.gamma, config.lam)
         return whiten(advantages, mask, processes.total), returns
 
@@ -184,9 +192,12 @@ class PPOTrainer:
         """
         self.optimizer.zero_grad(set_to_none=True)
         tokens = processes.total(rollout.response_mask[rows].sum())
+        responses, longest = processes.count() * len(rows), self.config.max_new_tokens
+        lengths = rollout.response_mask.sum(1)
+        weights = token_weights(self.config.loss_aggregation, lengths, tokens, responses, longest)
         sums: dict[str, Tensor] = {}
         for part in rows.split(self.part):
-            loss, stats = self._loss(rollout, advantages, returns, part)
+            loss, stats = self._loss(rollout, advantages, returns, weights, part)
             weight = rollout.response_mask[part].sum() / tokens
             (weight * loss).backward()
             for name, value in stats.items():
@@ -204,31 +215,49 @@ class PPOTrainer:
         return update
 
     def _loss(
-        self, rollout: Rollout, advantages: Tensor, returns: Tensor, rows: Tensor
+        self,
+        rollout: Rollout,
+        advantages: Tensor,
+        returns: Tensor,
+        weights: Tensor,
+        rows: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss on some responses, policy's and critic's together, and its statistics."""
         config = self.config
         tokens = rollout.part(rows, config.samples_per_prompt)
-        mask = tokens.response_mask
-        old_logprobs, old_values, advantages, returns = (
-            tensor[rows, : mask.shape[1]]
-            for tensor in (rollout.logprobs, rollout.values, advantages, returns)
-        )
+        mask, weights = tokens.response_mask, weights[rows]
+        width = mask.shape[1]
+        old_logprobs, advantages = rollout.logprobs[rows, :width], advantages[rows, :width]
         logprobs, entropy, hidden = training_pass(self.policy, tokens, config.temperature)
-        values = token_values(self.value_head, self.critic, hidden, tokens)
-        pg_loss, clip_fraction = policy_loss(
-            logprobs, old_logprobs, advantages, mask, config.cliprange
+        loss, clip_fraction = policy_loss(
+            logprobs,
+            old_logprobs,
+            weights * advantages,
+            mask,
+            config.cliprange,
+            config.cliprange_high,
         )
-        vf_loss, _ = value_loss(values, old_values, returns, mask, config.cliprange_value)
         with torch.no_grad():
             stats = {
-                "policy_loss": pg_loss.detach(),
-                "value_loss": vf_loss.detach(),
+                "policy_loss": loss.detach(),
                 "entropy": masked_mean(entropy, mask),
                 "clip_fraction": clip_fraction,
                 "approx_kl": masked_mean(kl_penalty(old_logprobs, logprobs), mask),
             }
-        return pg_loss + config.vf_coef * vf_loss, stats
+        if rollout.values is not None:
+            values = token_values(self.value_head, self.critic, hidden, tokens)
+            vf_loss, _ = value_loss(
+                values,
+                rollout.values[rows, :width],
+                returns[rows, :width],
+                mask,
+                config.cliprange_value,
+            )
+            loss, stats["value_loss"] = loss + config.vf_coef * vf_loss, vf_loss.detach()
+        if config.kl_is_in_loss:  # its gradient is that of KL(reference || policy)
+            kl = kl_penalty(logprobs, rollout.ref_logprobs[rows, :width], "k3")
+            loss = loss + self.kl_coef * masked_mean(weights * kl, mask)
+        return loss, stats
 
     def _too_far(self, approx_kl: float) -> bool:
         """Whether to stop updating: the policy has moved 1.5 times `target_kl` from its rollout.
@@ -253,36 +282,13 @@ class PPOTrainer:
             return self.kl_coef
         return adapted_kl_coef(self.kl_coef, kl, config.kl_target, responses, config.kl_horizon)
 
-    def _generators(self) -> list[torch.Generator]:
-        own = [self.sampling, self.shuffling]
-        return own if self.pretraining is None else [*own, self.pretraining.generator]
-
     def state_dict(self) -> dict:
         """All that changes during training, but for the policy's own weights.
 
         All processes must call it; each has random numbers of its own.
         """
-        return {
-            "value_head": self.value_head.state_dict(),
-            "critic": trained_weights(self.critic) if self.critic else {},
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "kl_coef": self.kl_coef,
-            "generators": processes.gather([g.get_state() for g in self._generators()]),
-        }
+        return trainer_state(self)
 
     def load_state_dict(self, state: dict) -> None:
         """Raises ValueError for the state of another number of processes."""
-        if len(state["generators"]) != processes.count():
-            raise ValueError(
-                f"the checkpoint is of {len(state['generators'])} processes, not of "
-                f"{processes.count()}"
-            )
-        for name in ("value_head", "optimizer", "schedule"):
-            getattr(self, name).load_state_dict(state[name])
-        if self.critic:
-            load_trained_weights(self.critic, state["critic"])
-        self.kl_coef = state["kl_coef"]
-        own = state["generators"][processes.rank()]
-        for generator, numbers in zip(self._generators(), own, strict=True):
-            generator.set_state(numbers.cpu())
+        load_trainer_state(self, state)

@@ -97,6 +97,11 @@ BAD = [
     ("ppo", "gamma", 1.1, SHARE),
     ("ppo", "lam", -0.1, SHARE),
     ("ppo", "cliprange", 0.0, POSITIVE),
+    ("ppo", "cliprange_high", 0.0, f"{POSITIVE} or None"),
+    ("ppo", "draw_lengths", 1, "True or False"),
+    ("ppo", "advantages", "ppo", "one of gae, reinforce, rloo, grpo, dr_grpo"),
+    ("ppo", "kl_place", "both", "one of reward, loss or None"),
+    ("ppo", "aggregation", "mean", "one of token, sequence, constant or None"),
     ("ppo", "cliprange_value", math.nan, POSITIVE),
     ("ppo", "vf_coef", -1.0, NOT_NEGATIVE),
     ("ppo", "max_grad_norm", 0.0, POSITIVE),
@@ -128,6 +133,16 @@ TOGETHER = [
         "ppo",
         {"min_new_tokens": 49},
         "min_new_tokens 49 is more than max_new_tokens 48",
+    ),
+    (
+        "ppo",
+        {"advantages": "rloo", "critic": "separate"},
+        "rloo has no critic: leave critic as it is",
+    ),
+    (
+        "ppo",
+        {"advantages": "grpo", "samples_per_prompt": 1},
+        "grpo compares the answers to a prompt: set samples_per_prompt to 2 or more",
     ),
     (
         "ppo",

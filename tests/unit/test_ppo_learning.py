@@ -88,42 +88,77 @@ def distribution(policy: PreTrainedModel, tokens: int) -> Tensor:
     return (logprobs[rows, 0, both[:, 1]] + logprobs[rows, 1, both[:, 2]]).exp()
 
 
+def total_variation(policy: PreTrainedModel, optimum: Tensor, tokens: int = 1) -> float:
+    """Half the sum of absolute differences, over all responses."""
+    return (distribution(policy, tokens) - optimum).abs().sum().item() / 2
+
+
+def learn_bandit(
+    policy: PreTrainedModel, reference: PreTrainedModel, rewards: Tensor, tokens: int = 1, **changes
+) -> None:
+    """Train on all responses of some tokens, first fast and then slowly."""
+    for learning_rate, steps in ((3e-3, 80), (3e-4, 20)):
+        settings = {
+            "learning_rate": learning_rate,
+            "value_learning_rate": 3e-2,
+            "steps": steps,
+            "warmup_steps": 1,
+            "ppo_epochs": 4,
+            "batch_size": 512,
+            "mini_batch_size": 512,
+            "lam": 1.0,
+            "samples_per_prompt": 512,
+            "min_new_tokens": tokens,
+            "draw_lengths": True,
+            "max_new_tokens": tokens,
+        }
+        config = PPOConfig(**settings | changes)
+        trainer = PPOTrainer(policy, make_tokenizer(), config, reference=reference)
+        for _ in range(config.steps):
+            rollout = trainer.rollout(["a"])
+            index = (rollout.response_ids * torch.tensor([5, 1])[-tokens:]).sum(1)
+            trainer.step(rollout, rewards[index])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("tokens", "kl_coef"), [(1, 0.2), (1, 1.0), (1, 5.0), (2, 1.0)])
 def test_a_bandit_reaches_the_closed_form_optimum(tokens, kl_coef):
     """The best policy is the reference times exp(reward / kl_coef), up to a constant.
 
-    Its distance is half the sum of absolute differences, over all responses (total variation). The
-    policy starts as another than the reference, so that a high price of KL has to bring it back.
+    The policy starts as another than the reference, so that a high price of KL has to bring it
+    back.
     """
     policy, reference = make_bandit(seed=0), make_bandit(seed=1)
     rewards = REWARDS if tokens == 1 else (REWARDS + REWARDS[:, None] + BONUS).flatten()
     optimum = torch.softmax(distribution(reference, tokens).log() + rewards / kl_coef, -1)
+    assert total_variation(policy, optimum, tokens) > 0.4
+    learn_bandit(policy, reference, rewards, tokens, kl_coef=kl_coef)
+    assert total_variation(policy, optimum, tokens) < 0.02
 
-    def distance() -> float:
-        return (distribution(policy, tokens) - optimum).abs().sum().item() / 2
 
-    assert distance() > 0.4
-    for learning_rate, steps in ((3e-3, 80), (3e-4, 20)):
-        config = PPOConfig(
-            kl_coef=kl_coef,
-            learning_rate=learning_rate,
-            value_learning_rate=3e-2,
-            steps=steps,
-            warmup_steps=1,
-            ppo_epochs=4,
-            batch_size=512,
-            mini_batch_size=512,
-            lam=1.0,
-            samples_per_prompt=512,
-            min_new_tokens=tokens,
-            draw_lengths=True,
-            max_new_tokens=tokens,
-        )
-        trainer = PPOTrainer(policy, make_tokenizer(), config)
-        trainer.reference = reference
-        for _ in range(config.steps):
-            rollout = trainer.rollout(["a"])
-            index = (rollout.response_ids * torch.tensor([5, 1])[-tokens:]).sum(1)
-            trainer.step(rollout, rewards[index])
-    assert distance() < 0.02
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator", ["reinforce", "rloo", "grpo", "dr_grpo"])
+def test_without_a_critic_too_with_the_kl_in_the_reward(estimator):
+    policy, reference = make_bandit(seed=0), make_bandit(seed=1)
+    optimum = torch.softmax(distribution(reference, 1).log() + REWARDS / 0.5, -1)
+    assert total_variation(policy, optimum) > 0.4
+    learn_bandit(policy, reference, REWARDS, kl_coef=0.5, advantages=estimator, kl_place="reward")
+    assert total_variation(policy, optimum) < 0.02
+
+
+@pytest.mark.slow
+def test_the_kl_in_the_loss_has_another_optimum():
+    """The gradient of k3 on samples of the policy is that of KL(reference || policy).
+
+    Where it balances that of the reward, pi (r - mean r) + kl_coef (pi_ref - pi) = 0 for every
+    action, so pi = kl_coef pi_ref / (kl_coef + mean r - r), with the mean for which that sums to 1.
+    """
+    policy, reference = make_bandit(seed=0), make_bandit(seed=1)
+    start, low, high = distribution(reference, 1), 0.0, 1.0
+    for _ in range(60):
+        mean = (low + high) / 2
+        optimum = start / (1 + mean - REWARDS)
+        low, high = (mean, high) if optimum.sum() > 1 else (low, mean)
+    exponential = torch.softmax(start.log() + REWARDS, -1)
+    learn_bandit(policy, reference, REWARDS, kl_coef=1.0, advantages="dr_grpo")
+    assert total_variation(policy, optimum) < 0.02 < total_variation(policy, exponential)

@@ -246,9 +246,9 @@ def test_an_inexact_policy_starts_at_ratio_1_and_the_gap_is_logged(bits, monkeyp
     trainer, ratios = quantised(bits), []
     policy_loss = ppo.trainer.policy_loss
 
-    def spy(logprobs, old_logprobs, advantages, mask, cliprange):
+    def spy(logprobs, old_logprobs, advantages, mask, *clips):
         ratios.append((logprobs - old_logprobs).exp()[mask].detach())
-        return policy_loss(logprobs, old_logprobs, advantages, mask, cliprange)
+        return policy_loss(logprobs, old_logprobs, advantages, mask, *clips)
 
     monkeypatch.setattr(ppo.trainer, "policy_loss", spy)
     history = learn(trainer, 1)

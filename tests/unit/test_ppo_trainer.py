@@ -199,9 +199,9 @@ def test_the_first_mini_batch_has_ratio_1(make_trainer, monkeypatch, kind, tempe
     """Even if someone has put the policy into training mode since: there is no dropout left."""
     trainer, ratios = make_trainer(kind, temperature=temperature), []
 
-    def spy(logprobs, old_logprobs, advantages, mask, cliprange):
+    def spy(logprobs, old_logprobs, advantages, mask, *clips):
         ratios.append((logprobs - old_logprobs).exp()[mask].detach())
-        return policy_loss(logprobs, old_logprobs, advantages, mask, cliprange)
+        return policy_loss(logprobs, old_logprobs, advantages, mask, *clips)
 
     monkeypatch.setattr(ppo.trainer, "policy_loss", spy)
     rollout = trainer.rollout(PROMPTS)
@@ -267,9 +267,9 @@ def test_every_response_is_learned_from_with_its_own_advantages_and_returns(
     advantages, returns = gae(rewards, rollout.values, mask, 1.0, 0.95)
     whitened = whiten(advantages, mask)
 
-    def spy_policy(logprobs, old_logprobs, advantages, mask, cliprange):
+    def spy_policy(logprobs, old_logprobs, advantages, mask, *clips):
         seen.extend([o[m], a[m]] for o, a, m in zip(old_logprobs, advantages, mask, strict=True))
-        return policy_loss(logprobs, old_logprobs, advantages, mask, cliprange)
+        return policy_loss(logprobs, old_logprobs, advantages, mask, *clips)
 
     def spy_value(values, old_values, returns, mask, cliprange_value):
         for found, *row, m in zip(seen[-len(mask) :], old_values, returns, mask, strict=True):
