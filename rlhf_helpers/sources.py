@@ -66,7 +66,7 @@ def read_file(path: StrPath, kind: str) -> list[Any]:
     are known.
     """
     first = next(_rows(path), None)
-    if first is None or OURS & set(first):
+    if not first or OURS & set(first):  # no object, or an empty one, is for the strict reader
         return READERS[kind](path)
     if find_shape(first, kind) is None:
         raise unknown_columns(path, kind, first)

@@ -134,9 +134,9 @@ def reward_trainer(
 
 def _calibration_prompts(config: RewardConfig) -> list[str]:
     """The formatted prompts that the SFT model answers, cut to what it can read."""
+    records = read_some(config.prompts, "prompts", config.calibration_prompts)
     tokenizer = load_tokenizer(config.sft_model)
     room = prompt_room(tokenizer, config.max_new_tokens)
-    records = read_some(config.prompts, "prompts", config.calibration_prompts)
     texts = [format_prompt(record["input_text"], config.instruction) for record in records]
     return [cut_prompt(text, tokenizer, room) for text in texts]
 

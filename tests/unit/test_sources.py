@@ -432,6 +432,8 @@ def test_a_stage_reads_our_columns_strictly_and_others_tolerantly(tmp_path, capl
     ours = write(tmp_path / "ours.jsonl", {"input_text": "a"}, {"prompt": "b"})
     with pytest.raises(DataError, match="line 2: the field `input_text` is missing"):
         read_file(ours, "prompts")
+    with pytest.raises(DataError, match="line 1: the field `input_text` is missing"):
+        read_file(write(tmp_path / "empty.jsonl", {}, {"prompt": "b"}), "prompts")
     others = write(tmp_path / "others.jsonl", {"prompt": "b"}, {"prompt": " "}, "no JSON")
     assert read_file(others, "prompts") == [{"input_text": "b"}]
     assert "dropped 1: an empty prompt; dropped 1: not a JSON object" in caplog.text
