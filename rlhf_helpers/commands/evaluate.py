@@ -12,7 +12,6 @@ from rlhf_helpers.commands.models import (
     check_settings,
     describe,
     find_models,
-    print_rows,
 )
 from rlhf_helpers.commands.options import print_table
 
@@ -67,13 +66,22 @@ def run(options: argparse.Namespace) -> None:
     for name, metrics in report.items():
         print(f"\n{name}")
         print_table(metrics)
-    print("\nsamples")
-    print_rows(samples.groupby("temperature", sort=False).head(SHOWN))
+    print_samples(samples[: SHOWN * len(options.temperatures)])
     if options.output_dir:
         from rlhf_helpers.evaluation.report import write_html
 
         runs.write_json(options.output_dir / "evaluation.json", report)
         write_html(options.output_dir / "samples.html", models.policy, samples[:IN_HTML])
+
+
+def print_samples(samples: "pd.DataFrame") -> None:
+    """Print the answers to each prompt below each other."""
+    for prompt, answers in samples.groupby("prompt", sort=False):
+        print(f"\nprompt: {prompt}")
+        for _, row in answers.iterrows():
+            for name in ("reference", "policy"):
+                if name in row:
+                    print(f"{name}, T = {row['temperature']:g}: {row[name]}")
 
 
 def _check_posts(path: Path, prompts: list[schemas.Prompt]) -> None:

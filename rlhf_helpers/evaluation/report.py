@@ -36,8 +36,10 @@ def report_policy(
     The metrics are those of `evaluate_policy`, whose keyword arguments `settings` are, and the
     lengths and diversity of `text_metrics`. With a reference there is also `win_rate` with its 95%
     interval: how often the policy's answer has a higher reward than the reference's answer to the
-    same prompt at the same temperature; and `win_rate_gold` where gold is known. The samples have a
-    row for each prompt and temperature: `prompt`, `temperature`, `reference`, `policy`.
+    same prompt at the same temperature; `win_rate_gold` where gold is known; and the reference's
+    own `reference_reward`, `reference_gold` and `reference_length`, whose rise at low temperatures
+    needs no training. The samples have a row for each prompt and temperature: `prompt`,
+    `temperature`, `reference`, `policy`.
     """
     report, samples = {}, []
     for temperature in temperatures:
@@ -46,12 +48,15 @@ def report_policy(
         found |= text_metrics(table["response"].tolist())
         shown = table[["prompt"]].assign(temperature=temperature)
         if reference is not None:
-            _, before = evaluate_policy(reference, tokenizer, prompts, **settings)
+            own, before = evaluate_policy(reference, tokenizer, prompts, **settings)
             found |= _win_rates(table, before)
+            shared = (name for name in ("reward", "gold", "length") if name in own)
+            found |= {f"reference_{name}": own[name] for name in shared}
             shown["reference"] = before["response"]
         report[temperature_name(temperature)] = found
         samples.append(shown.assign(policy=table["response"]))
-    return report, pd.concat(samples, ignore_index=True)
+    by_prompt = pd.concat(samples).sort_index(kind="stable")
+    return report, by_prompt.reset_index(drop=True)
 
 
 def _win_rates(after: pd.DataFrame, before: pd.DataFrame) -> dict[str, float]:

@@ -3,11 +3,12 @@
 import json
 
 import pytest
+import torch
 from transformers import AutoModelForSequenceClassification
 
 from rlhf_helpers import schemas
 from rlhf_helpers.commands.main import main
-from rlhf_helpers.evaluation import report_policy
+from rlhf_helpers.evaluation import report_policy, wilson_interval
 from rlhf_helpers.models import load_policy, load_tokenizer
 from rlhf_helpers.runs import write_json
 from rlhf_helpers.scales import Scale
@@ -27,6 +28,7 @@ def own(tmp_path, make_model, tokenizer):
     for seed, name in enumerate(("policy", "reference")):
         make_model("gpt2", seed=seed).save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
+    torch.manual_seed(0)  # of the classifier's new head
     classifier = AutoModelForSequenceClassification.from_pretrained(
         tmp_path / "reference", num_labels=1, pad_token_id=tokenizer.pad_token_id
     )
@@ -63,7 +65,9 @@ def test_a_model_alone_is_measured_by_what_needs_no_other(own, capsys):
     expected = {"length", "eos_rate", "prompts", "words", "repetition", "distinct_1", "distinct_2"}
     assert all(set(metrics) == expected for metrics in report.values())
     assert all(0 < metrics["length"] <= 5 for metrics in report.values())
-    assert shown.count("policy: ") == 3 * 3 and "reference: " not in shown
+    for temperature in ("1", "0.4", "0"):
+        assert shown.count(f"\npolicy, T = {temperature}: ") == 3
+    assert shown.count("\nprompt: ") == 3 and "reference, T" not in shown
 
 
 def test_reward_kl_and_win_rate_against_the_models_that_are_named(own, capsys):
@@ -74,12 +78,14 @@ def test_reward_kl_and_win_rate_against_the_models_that_are_named(own, capsys):
     assert list(report) == ["sampled", "greedy"]
     for metrics in report.values():
         assert metrics["kl"] > 0.5
-        assert metrics["win_rate_low"] <= metrics["win_rate"] <= metrics["win_rate_high"]
-        assert "reward" in metrics and "gold" not in metrics
+        interval = metrics["win_rate_low"], metrics["win_rate_high"]
+        assert interval == pytest.approx(wilson_interval(6 * metrics["win_rate"], 6))
+        assert {"reward", "reference_reward", "reference_length"} <= set(metrics)
+        assert not {"gold", "reference_gold"} & set(metrics)
     page = (own / "out" / "samples.html").read_text()
     assert page.count("<tr") == 1 + 2 * 6 and "Be brief. question 5?" in page
     shown = capsys.readouterr().out
-    assert shown.count("reference: ") == shown.count("policy: ") == 2 * 3
+    assert shown.count("\nreference, T = 0: ") == shown.count("\npolicy, T = 1: ") == 3
 
 
 def test_a_policy_is_compared_with_what_its_folder_says_it_was_trained_with(own, capsys):
@@ -163,7 +169,9 @@ def test_a_policy_ties_with_itself_at_every_temperature():
     report, samples = report_policy(policy, tokenizer, prompts, **settings)
     for metrics in report.values():
         assert metrics["win_rate"] == metrics["win_rate_gold"] == 0.5
+        assert metrics["reference_gold"] == metrics["gold"]
     assert report["sampled"]["kl"] == pytest.approx(0, abs=1e-4)
     assert report["greedy"]["kl"] > report["sampled_0.4"]["kl"] > 0
     assert samples["policy"].tolist() == samples["reference"].tolist()
-    assert samples["temperature"].tolist() == [1.0] * 4 + [0.4] * 4 + [0.0] * 4
+    assert samples["temperature"].tolist() == [1.0, 0.4, 0.0] * 4
+    assert samples["prompt"].nunique() == 4 and samples["prompt"][0] == samples["prompt"][2]

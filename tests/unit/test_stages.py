@@ -143,12 +143,13 @@ def test_the_evaluation_reports_the_policy_and_the_reward_model(chain, home):
     found = json.loads((home / "evaluation" / "evaluation.json").read_text())
     assert set(found) == {"sampled", "sampled_0.4", "greedy", "reward_model"}
     common = {"gold", "gold_se", "reward", "kl", "length", "eos_rate", "covered", "wrong"}
+    reference = {"reference_reward", "reference_gold", "reference_length"}
     texts = {"prompts", "words", "repetition", "distinct_1", "distinct_2"}
     wins = {
         f"{name}{end}" for name in ("win_rate", "win_rate_gold") for end in ("", "_low", "_high")
     }
     for name in ("sampled", "sampled_0.4", "greedy"):
-        assert set(found[name]) == common | texts | wins
+        assert set(found[name]) == common | texts | wins | reference
         assert found[name]["prompts"] == 16
     names = {
         f"accuracy_{name}{end}"
