@@ -154,11 +154,13 @@ def test_the_kl_in_the_loss_has_another_optimum():
     action, so pi = kl_coef pi_ref / (kl_coef + mean r - r), with the mean for which that sums to 1.
     """
     policy, reference = make_bandit(seed=0), make_bandit(seed=1)
-    start, low, high = distribution(reference, 1), 0.0, 1.0
+    start, kl_coef, low, high = distribution(reference, 1), 0.3, 0.7, 1.0
     for _ in range(60):
         mean = (low + high) / 2
-        optimum = start / (1 + mean - REWARDS)
+        optimum = kl_coef * start / (kl_coef + mean - REWARDS)
         low, high = (mean, high) if optimum.sum() > 1 else (low, mean)
-    exponential = torch.softmax(start.log() + REWARDS, -1)
-    learn_bandit(policy, reference, REWARDS, kl_coef=1.0, advantages="dr_grpo")
-    assert total_variation(policy, optimum) < 0.02 < total_variation(policy, exponential)
+    exponential = torch.softmax(start.log() + REWARDS / kl_coef, -1)
+    assert (optimum - exponential).abs().sum() / 2 > 0.07
+    learn_bandit(policy, reference, REWARDS, kl_coef=kl_coef, advantages="dr_grpo")
+    assert total_variation(policy, optimum) < 0.02
+    assert total_variation(policy, exponential) > 0.05
