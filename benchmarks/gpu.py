@@ -69,7 +69,8 @@ def sft_config(folder: Path, size: Size, bits: int) -> SFTConfig:
 
 def run_sft(case: str, folder: Path, size: Size, allowance: float, bits: int) -> list[Row]:
     clock = Clock(allowance)
-    with mock.patch.object(sft, "SFTTrainer", partial(SFTTrainer, callbacks=[clock])):
+    trainer = partial(sft.DemonstrationTrainer, callbacks=[clock])
+    with mock.patch.object(sft, "DemonstrationTrainer", trainer):
         sft.train(sft_config(folder, size, bits))
     return [clock.row(case, dtype_of(bits))]
 
