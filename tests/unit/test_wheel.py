@@ -158,7 +158,7 @@ def test_with_the_extra_course_the_wheel_runs_the_first_lesson(install, tmp_path
     programs = install("course")
     printed = run(programs / "rlhf-helpers", "course", lesson, cwd=tmp_path)
     assert "L1_how_rlhf_works" in (tmp_path / "runs/tiny/results.json").read_text(), printed
-    for path in ROOT.glob("notebooks/*.ipynb"):  # the lessons that the wheel carries
-        assert (tmp_path / "notebooks" / path.name).read_bytes() == path.read_bytes()
+    lessons = {path.name for path in ROOT.glob("notebooks/*.ipynb")}
+    assert {path.name for path in tmp_path.glob("notebooks/*.ipynb")} == lessons
     assert (tmp_path / "img" / "whole_chain.svg").is_file()
     assert (tmp_path / "benchmarks" / "alternatives.md").is_file()
