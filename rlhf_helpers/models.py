@@ -194,6 +194,9 @@ def _ready(model: PreTrainedModel, bits: int) -> PreTrainedModel:
     """
     if bits in (16, 32):
         model = model.to(default_device())
+    # cuDNN's attention gives NaN gradients in rows whose keys are all masked: the padding in front
+    # of shorter prompts. The other backends give zeros there.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     for module in model.modules():
         if isinstance(module, torch.nn.ReLU):
             module.inplace = True

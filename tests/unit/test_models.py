@@ -131,6 +131,12 @@ def test_a_policy_is_loaded_in_full_precision_and_ready_to_sample():
     assert not policy.training
 
 
+def test_the_attention_that_gives_nan_on_padded_rows_is_off_once_a_model_is_loaded():
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    load_policy(BASE)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
 def test_a_tokenizer_without_a_pad_token_gets_one(tokenizer, tmp_path):
     tokenizer.pad_token = None
     tokenizer.save_pretrained(tmp_path)
