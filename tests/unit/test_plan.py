@@ -265,7 +265,7 @@ def test_ppo_holds_the_predicted_activations_and_logits(kind, bits, tmp_path):
         logits, hidden = logprobs.forward_responses(model, tokens)
         activations = alive.bytes(model) - size(logits)
     with Alive() as alive:
-        kept = [hidden, *logprobs.logprobs_and_entropy(logits, answers)]
+        kept = [hidden, *logprobs.logprobs_and_entropy(logprobs.scaled(logits, 1.0), answers)]
         overwritten = alive.bytes(model)  # the logits' own memory, and little else
     del kept
     close(activation_bytes(config, SHAPES[kind], batch), activations)
