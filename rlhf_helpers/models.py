@@ -187,11 +187,17 @@ def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def _ready(model: PreTrainedModel, bits: int) -> PreTrainedModel:
+def _ready(model: PreTrainedModel, path: str | Path, bits: int) -> PreTrainedModel:
     """A loaded model, without dropout, on the default device, where quantised weights are already.
 
-    Each ReLU overwrites its input, the widest tensor of a layer, which nothing else needs.
+    Each ReLU overwrites its input, the widest tensor of a layer, which nothing else needs. Raises
+    ValueError for a model whose training has diverged.
     """
+    if name := first_not_finite(model):
+        raise ValueError(
+            f"{path}: the weight {name} holds NaN or infinite numbers: its training has diverged. "
+            "Train it again with a lower learning rate, or name another model."
+        )
     if bits in (16, 32):
         model = model.to(default_device())
     # cuDNN's attention gives NaN gradients in rows whose keys are all masked: the padding in front
@@ -204,6 +210,12 @@ def _ready(model: PreTrainedModel, bits: int) -> PreTrainedModel:
     return without_dropout(model)
 
 
+def first_not_finite(model: torch.nn.Module) -> str | None:
+    """The name of the first weight that holds NaN or an infinite number; None if all are finite."""
+    weights = ((n, w) for n, w in model.named_parameters() if w.is_floating_point())
+    return next((name for name, weight in weights if not torch.isfinite(weight).all()), None)
+
+
 def load_policy(path: str | Path, bits: int = 32) -> PreTrainedModel:
     """A causal language model, without dropout, on the default device.
 
@@ -212,7 +224,7 @@ def load_policy(path: str | Path, bits: int = 32) -> PreTrainedModel:
     load = merged_with_base if is_adapter(path) else AutoModelForCausalLM.from_pretrained
     with loading(path):
         model = load(path, **loading_options(bits))
-    return _ready(model, bits)
+    return _ready(model, path, bits)
 
 
 def is_exact(model: PreTrainedModel) -> bool:
@@ -251,7 +263,7 @@ def load_classifier(path: str | Path, bits: int = 32) -> PreTrainedModel:
         options["quantization_config"].llm_int8_skip_modules = HEADS
     with loading(path):
         model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, **options)
-    return _ready(model, bits)
+    return _ready(model, path, bits)
 
 
 def add_lora(model: PreTrainedModel, rank: int, dropout: float = 0.0) -> PeftModel:

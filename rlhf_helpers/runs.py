@@ -68,9 +68,15 @@ def stage_dir(
 
 
 def write_json(path: str | os.PathLike[str], obj: Any) -> None:
-    """Write `obj` as JSON in one step: a reader sees the old file or the new one, never half."""
+    """Write `obj` as JSON in one step: a reader sees the old file or the new one, never half.
+
+    Raises ValueError, and writes nothing, for NaN and infinite numbers, which JSON does not have.
+    """
     path = Path(path)
-    text = json.dumps(obj, indent=2, ensure_ascii=False) + "\n"
+    try:
+        text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    except ValueError as error:
+        raise ValueError(f"{path}: JSON has no NaN and no infinite numbers") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     unfinished.write_text(text, encoding="utf-8")

@@ -6,6 +6,7 @@ A stage writes into its folder: the model and tokenizer (`from_pretrained` loads
 
 import itertools
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -20,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_helpers import processes, sources, streams
 from rlhf_helpers.configs import StageConfig
 from rlhf_helpers.extras import needs_extra
+from rlhf_helpers.models import first_not_finite
 from rlhf_helpers.runs import write_json
 
 
@@ -90,8 +92,20 @@ def save_stage(
     """Write the model, its tokenizer and `metrics.json`, which comes last: it says 'complete'.
 
     Of several processes the first one writes, and the others wait for it. `weights` are those of
-    a model that is spread over the processes.
+    a model that is spread over the processes. Raises FloatingPointError, and writes nothing, where
+    a weight or a metric is not a finite number; in the history such a number becomes null.
     """
+    bad = next((name for name, value in metrics.items() if not math.isfinite(value)), None)
+    bad = bad or (first_not_finite(model) if weights is None else None)
+    if bad is not None:
+        raise FloatingPointError(
+            f"training diverged: {bad} is not a finite number after the last step. Nothing was "
+            f"saved. Lower learning_rate (now {config.learning_rate:g})"
+        )
+    history = [
+        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        for row in history
+    ]
     if processes.rank() == 0:
         model.save_pretrained(config.output_dir, state_dict=weights)
         tokenizer.save_pretrained(config.output_dir)

@@ -4,6 +4,7 @@ import inspect
 import math
 import time
 from collections.abc import Callable
+from contextlib import closing
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,7 +25,7 @@ from transformers.integrations import TensorBoardCallback
 from rlhf_helpers import streams
 from rlhf_helpers.checkpoints import start_stage
 from rlhf_helpers.configs import TRLStageConfig
-from rlhf_helpers.models import compute_dtype, default_device
+from rlhf_helpers.models import compute_dtype, default_device, first_not_finite
 from rlhf_helpers.training import log_writer, read_some
 
 HELD_OUT = 1000  # at most so many records of `eval_data` are used
@@ -84,6 +85,7 @@ def trl_arguments(config: TRLStageConfig, **arguments: Any) -> dict[str, Any]:
         "use_cpu": default_device().type == "cpu",
         "logging_steps": 5,
         "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # it would make a loss that is not a number 0
         "save_steps": config.save_steps,
         "save_total_limit": 1,
         "activation_checkpointing": config.gradient_checkpointing,
@@ -163,6 +165,8 @@ def last_logged(trainer: Trainer, *names: str) -> dict[str, float]:
 class Progress(TrainerCallback):
     """A progress bar with the latest loss, in place of the Trainer's long table."""
 
+    bar: Any = None
+
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Open the bar; a resumed run starts where it was."""
         self.bar = tqdm(total=state.max_steps, initial=state.global_step)
@@ -176,9 +180,40 @@ class Progress(TrainerCallback):
         if "loss" in state.log_history[-1]:
             self.bar.set_postfix(loss=f"{float(state.log_history[-1]['loss']):.3f}")
 
-    def on_train_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+    def close(self) -> None:
         """Close the bar, which leaves its last line."""
-        self.bar.close()
+        if self.bar is not None:
+            self.bar.close()
+
+
+class StopWhenDiverged(TrainerCallback):
+    """Stops training where the loss, or a weight that would be saved, is no longer a number."""
+
+    def __init__(self, config: TRLStageConfig):
+        self.config = config
+
+    def on_log(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """Check the losses of the steps since the last log."""
+        row = state.log_history[-1]
+        losses = {name: float(row[name]) for name in ("loss", "eval_loss") if name in row}
+        for name, loss in losses.items():
+            if not math.isfinite(loss):
+                raise self._error(state, f"{name} is {loss}")
+
+    def on_step_end(
+        self, args: Any, state: TrainerState, control: Any, model: torch.nn.Module, **_: Any
+    ) -> None:
+        """Check the weights before they are saved over those of the last checkpoint."""
+        name = first_not_finite(model) if control.should_save else None
+        if name is not None:
+            raise self._error(state, f"the weight {name} is not a finite number")
+
+    def _error(self, state: TrainerState, found: str) -> FloatingPointError:
+        return FloatingPointError(
+            f"training diverged: {found} at step {state.global_step} of {state.max_steps}. "
+            f"Lower learning_rate (now {self.config.learning_rate:g}), or raise warmup_steps "
+            f"(now {self.config.warmup_steps})"
+        )
 
 
 def run_trainer(trainer: Trainer, config: TRLStageConfig, resume: bool) -> float:
@@ -188,10 +223,11 @@ def run_trainer(trainer: Trainer, config: TRLStageConfig, resume: bool) -> float
         if parameter.requires_grad:  # TRL rounds what is trained above quantised weights
             parameter.data = parameter.data.float()
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(StopWhenDiverged(config))
     started = time.perf_counter()
-    with log_writer(config) as writer:
+    with log_writer(config) as writer, closing(Progress()) as progress:
         if writer is not None:
-            trainer.add_callback(Progress())
+            trainer.add_callback(progress)
             trainer.add_callback(TensorBoardCallback(writer))
         trainer.train(resume_from_checkpoint=resume)
     return time.perf_counter() - started

@@ -78,6 +78,15 @@ def test_write_json_keeps_the_old_file_where_the_new_cannot_be_written(tmp_path)
     assert json.loads(path.read_text(encoding="utf-8")) == {"a": 1}
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_write_json_writes_nothing_that_is_not_json(tmp_path, value):
+    path = tmp_path / "metrics.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match=r"metrics\.json: JSON has no NaN"):
+        write_json(path, {"a": {"b": [value]}})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"a": 1}
+
+
 def test_results_are_merged_under_the_name_of_the_notebook():
     assert read_results("tiny") == {}
     record_results("tiny", "L8_local_ppo", {"kl": np.float32(1.5), "steps": 60})

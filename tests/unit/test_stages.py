@@ -2,19 +2,21 @@
 
 import dataclasses
 import json
+import math
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl import DPOTrainer, SFTTrainer
 
-from rlhf_helpers import rest, stages
+from rlhf_helpers import rest, stages, training
 from rlhf_helpers.commands.main import main
-from rlhf_helpers.models import matmul_precision
+from rlhf_helpers.models import load_classifier, load_policy, load_tokenizer, matmul_precision
 from rlhf_helpers.ppo import PPOTrainer
 from rlhf_helpers.reward_model.kwise import KwiseTrainer
 from rlhf_helpers.scales import Scale
@@ -198,6 +200,56 @@ def test_running_a_stage_again_as_a_function_gives_the_same_numbers(chain, stage
     assert without_seconds(result.metrics) == pytest.approx(without_seconds(expected), rel=1e-6)
     assert report(folder)["metrics"] == result.metrics
     assert report(folder)["history"] == result.history
+
+
+# Divergence
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
+def test_a_run_that_diverges_stops_before_anything_is_saved_over(chain, stage, tmp_path, capsys):
+    folder = shutil.copytree(SMOKE.dir(stage), tmp_path / "earlier")
+    model = (folder / "model.safetensors").read_bytes()
+    options = ["--learning-rate", "1e30", "--warmup-steps", "0", "--output-dir", str(folder)]
+    assert main(["train", stage, "--scale", "smoke", *options]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(r"error: training diverged: .* at step \d+ of \d+\. Lower learning_rate", error)
+    assert "now 1e+30" in error
+    assert (folder / "model.safetensors").read_bytes() == model
+    assert not [name for name in checkpoints(folder) if not_finite(folder / "checkpoints" / name)]
+
+
+def not_finite(folder: Path) -> bool:
+    return any(not w.isfinite().all() for w in load_file(folder / "model.safetensors").values())
+
+
+def test_a_model_that_is_not_finite_is_saved_by_no_stage(chain, tmp_path):
+    config = SMOKE.config("ppo", output_dir=tmp_path / "out")
+    model, tokenizer = load_policy(SMOKE.dir("sft")), load_tokenizer(SMOKE.dir("sft"))
+    with pytest.raises(FloatingPointError, match="kl is not a finite number"):
+        training.save_stage(config, model, tokenizer, {"kl": math.nan}, [])
+    model.get_output_embeddings().weight.data[0, 0] = math.inf
+    with pytest.raises(FloatingPointError, match=r"embed_tokens\.weight is not a finite number"):
+        training.save_stage(config, model, tokenizer, {"kl": 0.0}, [])
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_number_in_the_history_is_null(chain, tmp_path):
+    config = SMOKE.config("sft", output_dir=tmp_path)
+    model, tokenizer = load_policy(SMOKE.dir("sft")), load_tokenizer(SMOKE.dir("sft"))
+    training.save_stage(config, model, tokenizer, {"loss": 1.0}, [{"step": 1, "ratio": math.nan}])
+    assert report(tmp_path)["history"] == [{"step": 1, "ratio": None}]
+
+
+@pytest.mark.parametrize(("stage", "load"), [("sft", load_policy), ("reward", load_classifier)])
+def test_a_model_that_is_not_finite_is_refused_by_name(chain, stage, load, tmp_path):
+    folder = shutil.copytree(SMOKE.dir(stage), tmp_path / "bad")
+    weights = load_file(folder / "model.safetensors")
+    name = "score.weight" if stage == "reward" else "model.decoder.layers.0.fc1.weight"
+    weights[name][0, 0] = math.nan
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError) as error:
+        load(folder)
+    assert str(error.value).startswith(f"{folder}: the weight {name} holds NaN or infinite numbers")
 
 
 # Resuming
