@@ -33,7 +33,7 @@ from rlhf_helpers.schemas import (
     format_response,
     ranking_to_pairs,
 )
-from rlhf_helpers.training import Result, read_some, save_stage
+from rlhf_helpers.training import Result, read_some, resumable, save_stage
 from rlhf_helpers.trl_training import (
     held_out_rows,
     run_trainer,
@@ -64,6 +64,7 @@ class PairTrainer(DPOTrainer):
         return super().compute_ref_log_probs(scored_responses(model), inputs)
 
 
+@resumable
 def train(config: DPOConfig, resume: bool = False) -> Result:
     """Train the SFT model, which is also the reference, on pairs.
 

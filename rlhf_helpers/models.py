@@ -109,12 +109,14 @@ def describe_device() -> str:
 
 
 def existing(path: str | Path) -> str | Path:
-    """Return the path; raises FileNotFoundError if it looks like a folder and there is none."""
+    """Return the path; raises FileNotFoundError for a folder that is missing or unfinished."""
     is_folder = isinstance(path, Path) or path.startswith((".", "/", "~")) or path.count("/") > 1
     if is_folder and not Path(path).is_dir():
         raise FileNotFoundError(
             f"{path}: no such model. Train that stage first, or name another folder."
         )
+    if (Path(path) / "run.json").exists() and not (Path(path) / "metrics.json").exists():
+        raise FileNotFoundError(f"{path}: this run is not complete. Resume it, or train it again.")
     return path
 
 

@@ -29,7 +29,7 @@ from rlhf_helpers.configs import RestConfig, SFTConfig, TRLStageConfig
 from rlhf_helpers.models import existing, load_policy, load_tokenizer
 from rlhf_helpers.reward_model import RewardModel
 from rlhf_helpers.schemas import DataError, Prompt, format_prompt, write_jsonl
-from rlhf_helpers.training import Result, log_writer, read_some, save_stage
+from rlhf_helpers.training import Result, log_writer, read_some, resumable, save_stage
 
 
 def grow(
@@ -122,6 +122,7 @@ def improve(kept: pd.DataFrame, config: SFTConfig) -> Result:
     return sft.train(config)
 
 
+@resumable
 def train(config: RestConfig, resume: bool = False) -> Result:
     """All Grow steps with their Improve steps, each with a folder below `output_dir`.
 
@@ -137,11 +138,11 @@ def train(config: RestConfig, resume: bool = False) -> Result:
         )
     scorer = RewardModel.from_pretrained(config.reward_model)
     existing(config.model)
-    start_stage(config, resume)
+    checkpoint = start_stage(config, resume)
     history: list[dict[str, float]] = []
-    if resume:
-        history = load_checkpoint(config.output_dir, torch.device("cpu"))["history"]
-    with log_writer(config) as writer:
+    if checkpoint:
+        history = load_checkpoint(checkpoint, torch.device("cpu"))["history"]
+    with log_writer(config, len(history) if checkpoint else None) as writer:
         for g in range(len(history) // config.improve_steps, config.grow_steps):
             asked = prompts[g * config.grow_prompts :][: config.grow_prompts]
             for row in _grow_and_improve(config, g, asked, scorer):

@@ -23,13 +23,14 @@ from rlhf_helpers.annotation.judges import (
     language_model_judge,
     plain_question,
 )
+from rlhf_helpers.checkpoints import newest_checkpoint, start_stage
 from rlhf_helpers.configs import RLAIFConfig
 from rlhf_helpers.jsonl import read_text
 from rlhf_helpers.little_world.principles import little_question
 from rlhf_helpers.models import existing, load_policy, load_tokenizer
 from rlhf_helpers.runs import data_dir
 from rlhf_helpers.schemas import DataError, write_jsonl
-from rlhf_helpers.training import Result, read_some
+from rlhf_helpers.training import Result, read_some, resumable
 
 ANNOTATOR = "ai"
 
@@ -108,14 +109,18 @@ def label_file(
     return table
 
 
+@resumable
 def train(config: RLAIFConfig, resume: bool = False) -> Result:
     """Label, train the reward model on the labels, then run PPO against it.
 
-    Only PPO is resumed: labels and reward model are there by then. Raises DataError for bad data.
+    Only PPO is resumed: before its first checkpoint a run starts anew. Raises DataError for bad
+    data.
     """
-    if not resume:
+    has_begun = resume and newest_checkpoint(config.output_dir) is not None
+    if not has_begun:
         read_some(config.data, "prompts", 1)  # a file is checked whole, before hours of labelling
         existing(config.model)
+        start_stage(config, resume=False)  # no checkpoint of an earlier PPO is left to resume from
         labels = config.output_dir / "labels.jsonl"
         if processes.rank() == 0:
             principles = read_constitution(config.constitution)
@@ -124,4 +129,4 @@ def train(config: RLAIFConfig, resume: bool = False) -> Result:
         processes.wait()
         output_dir = Path(config.reward_model)
         reward_model.train(replace(config.reward, data=labels, output_dir=output_dir))
-    return ppo.train(config, resume)
+    return ppo.train(config, has_begun)

@@ -19,7 +19,7 @@ from rlhf_helpers.models import add_lora, is_exact, load_policy, load_tokenizer,
 from rlhf_helpers.prompts import answer_tokens, cut_tokens, prompt_tokens
 from rlhf_helpers.schemas import Demonstration, format_prompt, format_response
 from rlhf_helpers.sources import read_file
-from rlhf_helpers.training import Result, read_some, save_stage
+from rlhf_helpers.training import Result, read_some, resumable, save_stage
 from rlhf_helpers.trl_training import (
     Encode,
     held_out_rows,
@@ -60,6 +60,7 @@ def encode_demonstration(
     return {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
 
 
+@resumable
 def train(config: SFTConfig, resume: bool = False) -> Result:
     """Fine-tune on the responses of the demonstrations (the prompts carry no loss).
 

@@ -164,9 +164,11 @@ def train_missing(scale: "Scale", *stages: str) -> None:
 
     Of several processes that miss the same stage one trains it, and the others wait for it.
     """
+    from rlhf_helpers.checkpoints import status
+
     for stage in stages:
         folder = scale.dir(stage)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{stage}.lock")):
-            if not (folder / "metrics.json").exists():
+            if status(folder) != "complete":
                 train_stage(stage, scale.config(stage))

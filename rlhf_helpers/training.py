@@ -4,13 +4,15 @@ A stage writes into its folder: the model and tokenizer (`from_pretrained` loads
 `metrics.json`, TensorBoard logs under `logs/`, and checkpoints to resume from (see `checkpoints`).
 """
 
+import functools
 import itertools
-import json
+import logging
 import math
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,14 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_helpers import processes, sources, streams
+from rlhf_helpers.checkpoints import check_same, finish_run, read_json, release, status
 from rlhf_helpers.configs import StageConfig
+from rlhf_helpers.configs.settings import as_json
 from rlhf_helpers.extras import needs_extra
 from rlhf_helpers.models import first_not_finite
 from rlhf_helpers.runs import write_json
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -45,8 +51,11 @@ def read_some(data: str | Path, kind: str, limit: int | None) -> list[Any]:
 
 
 @contextmanager
-def log_writer(config: StageConfig) -> Iterator[SummaryWriter | None]:
+def log_writer(config: StageConfig, step: int | None = None) -> Iterator[SummaryWriter | None]:
     """A writer of TensorBoard logs below the stage's folder; None in all processes but the first.
+
+    A resumed run names the first step that it does again: readers drop the earlier points from
+    there on.
 
     With `report_to="wandb"` Weights & Biases gets the same numbers. Without an account nothing
     waits for one: its files stay in the stage's folder, and `wandb sync` sends them later. Raises
@@ -58,7 +67,7 @@ def log_writer(config: StageConfig) -> Iterator[SummaryWriter | None]:
     with ExitStack() as stack:
         if config.report_to == "wandb":
             stack.enter_context(_wandb_run(config))
-        yield stack.enter_context(SummaryWriter(config.output_dir / "logs"))
+        yield stack.enter_context(SummaryWriter(config.output_dir / "logs", purge_step=step))
 
 
 def _wandb_run(config: StageConfig) -> AbstractContextManager:
@@ -70,15 +79,36 @@ def _wandb_run(config: StageConfig) -> AbstractContextManager:
         project=os.environ.get("WANDB_PROJECT", "rlhf_helpers"),
         name=str(config.output_dir.relative_to(config.output_dir.parents[1])),
         dir=config.output_dir,
-        config=settings_as_json(config),
+        config=as_json(config),
         mode=None if has_account or "WANDB_MODE" in os.environ else "offline",
         sync_tensorboard=True,
     )
 
 
-def settings_as_json(config: StageConfig) -> dict[str, Any]:
-    """The settings in types that JSON has; paths become texts."""
-    return json.loads(json.dumps(asdict(config), default=str))
+def resumable(train: Callable[[Any, bool], Result]) -> Callable[..., Result]:
+    """Decorate a stage's `train`: resuming a complete run changes nothing and returns its result.
+
+    However the run ends, its folder is released for other processes. Raises ValueError where
+    there is no run to resume, or a complete one had other settings.
+    """
+
+    @functools.wraps(train)
+    def run(config: Any, resume: bool = False) -> Result:
+        folder = config.output_dir
+        try:
+            found = status(folder)
+            if resume and found == "nothing":
+                raise ValueError(f"{folder}: no run to resume. Start without --resume.")
+            if resume and found == "complete":
+                check_same(config)
+                logger.warning("%s: this run is complete; nothing is left to do", folder)
+                report = read_json(folder / "metrics.json")
+                return Result(folder, report["metrics"], report["history"])
+            return train(config, resume)
+        finally:
+            release(folder)
+
+    return run
 
 
 def save_stage(
@@ -91,9 +121,10 @@ def save_stage(
 ) -> Result:
     """Write the model, its tokenizer and `metrics.json`, which comes last: it says 'complete'.
 
-    Of several processes the first one writes, and the others wait for it. `weights` are those of
-    a model that is spread over the processes. Raises FloatingPointError, and writes nothing, where
-    a weight or a metric is not a finite number; in the history such a number becomes null.
+    They are written aside, and replace those of an earlier run when they are whole. Of several
+    processes the first one writes, and the others wait for it. `weights` are those of a model that
+    is spread over the processes. Raises FloatingPointError, and writes nothing, where a weight or a
+    metric is not a finite number; in the history such a number becomes null.
     """
     bad = next((name for name, value in metrics.items() if not math.isfinite(value)), None)
     bad = bad or (first_not_finite(model) if weights is None else None)
@@ -107,9 +138,24 @@ def save_stage(
         for row in history
     ]
     if processes.rank() == 0:
-        model.save_pretrained(config.output_dir, state_dict=weights)
-        tokenizer.save_pretrained(config.output_dir)
-        report = {"metrics": metrics, "config": settings_as_json(config), "history": history}
-        write_json(config.output_dir / "metrics.json", report)
+        folder, new = config.output_dir, config.output_dir / "unfinished"
+        shutil.rmtree(new, ignore_errors=True)
+        model.save_pretrained(new, state_dict=weights)
+        tokenizer.save_pretrained(new)
+        run = read_json(folder / "run.json").get("id")
+        report = {"metrics": metrics, "config": as_json(config), "history": history, "run": run}
+        write_json(new / "metrics.json", report)
+        _replace_model(folder, new)
+        finish_run(folder)
     processes.wait()
     return Result(config.output_dir, metrics, history)
+
+
+def _replace_model(folder: Path, new: Path) -> None:
+    """Move the files of a new model in place of an earlier one's, `metrics.json` last."""
+    (folder / "metrics.json").unlink(missing_ok=True)
+    for weights in folder.glob("model*.safetensors*"):
+        weights.unlink()
+    for path in sorted(new.iterdir(), key=lambda path: path.name == "metrics.json"):
+        os.replace(path, folder / path.name)
+    new.rmdir()

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,8 +23,8 @@ from transformers import (
 )
 from transformers.integrations import TensorBoardCallback
 
-from rlhf_helpers import streams
-from rlhf_helpers.checkpoints import start_stage
+from rlhf_helpers import processes, streams
+from rlhf_helpers.checkpoints import complete_checkpoint, start_stage, step_of
 from rlhf_helpers.configs import TRLStageConfig
 from rlhf_helpers.models import compute_dtype, default_device, first_not_finite
 from rlhf_helpers.training import log_writer, read_some
@@ -87,7 +88,6 @@ def trl_arguments(config: TRLStageConfig, **arguments: Any) -> dict[str, Any]:
         "logging_first_step": True,
         "logging_nan_inf_filter": False,  # it would make a loss that is not a number 0
         "save_steps": config.save_steps,
-        "save_total_limit": 1,
         "activation_checkpointing": config.gradient_checkpointing,
         "disable_tqdm": True,  # see `Progress`
         "report_to": "none",  # `run_trainer` logs, into the stage's folder
@@ -216,20 +216,32 @@ class StopWhenDiverged(TrainerCallback):
         )
 
 
+class CompleteCheckpoints(TrainerCallback):
+    """Marks a checkpoint as whole once all processes have written their part of it."""
+
+    def on_save(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """Hash its files, and remove the checkpoint before it."""
+        processes.wait()
+        if processes.rank() == 0:
+            complete_checkpoint(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+
 def run_trainer(trainer: Trainer, config: TRLStageConfig, resume: bool) -> float:
     """Train, with logs in the stage's folder; returns the seconds it took."""
-    start_stage(config, resume)
+    checkpoint = start_stage(config, resume)
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:  # TRL rounds what is trained above quantised weights
             parameter.data = parameter.data.float()
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(StopWhenDiverged(config))
+    trainer.add_callback(CompleteCheckpoints())
     started = time.perf_counter()
-    with log_writer(config) as writer, closing(Progress()) as progress:
+    step = step_of(checkpoint) + 1 if checkpoint else None
+    with log_writer(config, step) as writer, closing(Progress()) as progress:
         if writer is not None:
             trainer.add_callback(progress)
             trainer.add_callback(TensorBoardCallback(writer))
-        trainer.train(resume_from_checkpoint=resume)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return time.perf_counter() - started
 
 

@@ -9,6 +9,7 @@ error: `beta is -1.0: it must be a number above 0`.
 """
 
 import dataclasses
+import json
 import math
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -106,6 +107,11 @@ def _setting_of(owner: type, name: str) -> Setting:
         if field is not None and KEY in field.metadata:
             return field.metadata[KEY]
     raise TypeError(f"{owner.__name__}.{name} has no description: make it a `setting`")
+
+
+def as_json(config: Any) -> dict[str, Any]:
+    """The settings in types that JSON has; paths become texts."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
 def check_settings(config: Any) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
@@ -24,7 +25,7 @@ from rlhf_helpers.prompts import cut_prompt, prompt_room
 from rlhf_helpers.reward_model import RewardModel
 from rlhf_helpers.schemas import Prompt, format_prompt, read_texts
 from rlhf_helpers.sources import read_file
-from rlhf_helpers.training import Result, log_writer, save_stage
+from rlhf_helpers.training import Result, log_writer, resumable, save_stage
 
 
 def prompt_batches(records: list[Prompt], config: PPORunConfig) -> list[list[str]]:
@@ -48,6 +49,7 @@ def streamed_prompt_batches(config: PPORunConfig) -> Iterator[list[str]]:
         yield [format_prompt(record["input_text"], config.instruction) for record in batch]
 
 
+@resumable
 def train(config: PPORunConfig, resume: bool = False) -> Result:
     """Run PPO from the SFT model against the reward model; see `PPOTrainer` for the loop.
 
@@ -60,11 +62,11 @@ def train(config: PPORunConfig, resume: bool = False) -> Result:
     reward_model = RewardModel.from_pretrained(config.reward_model)
     trainer = _make_trainer(config, reward_model, documents)
     room = prompt_room(trainer.tokenizer, config.max_new_tokens, config.max_prompt_length)
-    start_stage(config, resume)
-    history = _load(config, trainer) if resume else []
+    checkpoint = start_stage(config, resume)
+    history = _load(checkpoint, trainer) if checkpoint else []
     batches = itertools.islice(batches, len(history), None)
     main = processes.rank() == 0
-    with log_writer(config) as writer:
+    with log_writer(config, len(history) if checkpoint else None) as writer:
         steps = range(len(history), config.steps)
         progress = tqdm(steps, initial=len(history), total=config.steps, disable=not main)
         for step, prompts in zip(progress, batches, strict=False):
@@ -135,9 +137,9 @@ def _save(config: PPORunConfig, trainer: PPOTrainer, history: list[dict]) -> Non
         save_checkpoint(config.output_dir, len(history), state | {"history": history})
 
 
-def _load(config: PPORunConfig, trainer: PPOTrainer) -> list[dict]:
-    """Set the trainer to the last checkpoint; returns the history so far."""
-    state = load_checkpoint(config.output_dir, trainer.device)
+def _load(checkpoint: Path, trainer: PPOTrainer) -> list[dict]:
+    """Set the trainer to a checkpoint; returns the history so far."""
+    state = load_checkpoint(checkpoint, trainer.device)
     load_trained_weights(trainer.policy, state["policy"])
     trainer.load_state_dict(state["trainer"])
     return state["history"]

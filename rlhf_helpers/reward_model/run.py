@@ -22,7 +22,7 @@ from rlhf_helpers.reward_model.model import RewardModel, append_eos
 from rlhf_helpers.reward_model.pairs import PairTrainer, encode_pairs
 from rlhf_helpers.schemas import DataError, format_prompt
 from rlhf_helpers.sources import read_file
-from rlhf_helpers.training import Result, read_some, save_stage
+from rlhf_helpers.training import Result, read_some, resumable, save_stage
 from rlhf_helpers.trl_training import (
     Encode,
     held_out_rows,
@@ -35,6 +35,7 @@ from rlhf_helpers.trl_training import (
 )
 
 
+@resumable
 def train(config: RewardConfig, resume: bool = False) -> Result:
     """Train on pairs (TRL's RewardTrainer) or rankings (`KwiseTrainer`), then standardise.
 

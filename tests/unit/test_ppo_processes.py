@@ -13,7 +13,7 @@ from ppo_helpers import same
 from transformers import AutoModelForSequenceClassification
 
 from rlhf_helpers import processes
-from rlhf_helpers.checkpoints import load_checkpoint
+from rlhf_helpers.checkpoints import load_checkpoint, newest_checkpoint
 from rlhf_helpers.models import load_tokenizer, matmul_precision
 from rlhf_helpers.scales import Scale
 from rlhf_helpers.schemas import write_jsonl
@@ -113,7 +113,9 @@ def test_the_first_process_writes_the_files_and_every_process_s_random_numbers(r
     run = folder / "run"
     assert {path.name for path in run.iterdir()} >= {"metrics.json", "model.safetensors", "logs"}
     assert len(list((run / "logs").iterdir())) == 1
-    own, other = load_checkpoint(run, torch.device("cpu"))["trainer"]["generators"]
+    own, other = load_checkpoint(newest_checkpoint(run), torch.device("cpu"))["trainer"][
+        "generators"
+    ]
     assert not own[0].equal(other[0])
 
 

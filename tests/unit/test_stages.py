@@ -5,6 +5,8 @@ import json
 import math
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl import DPOTrainer, SFTTrainer
 
-from rlhf_helpers import rest, stages, training
+from rlhf_helpers import rest, rlaif, stages, training
+from rlhf_helpers.checkpoints import claim, newest_checkpoint, release, start_stage, status
 from rlhf_helpers.commands.main import main
 from rlhf_helpers.models import load_classifier, load_policy, load_tokenizer, matmul_precision
 from rlhf_helpers.ppo import PPOTrainer
@@ -115,7 +118,7 @@ def test_a_stage_leaves_a_model_that_transformers_loads(chain, stage):
 @STAGES
 def test_a_stage_leaves_its_numbers_and_settings(chain, stage):
     found = report(SMOKE.dir(stage))
-    assert set(found) == {"metrics", "config", "history"}
+    assert set(found) == {"metrics", "config", "history", "run"}
     expected = dataclasses.asdict(SMOKE.config(stage))
     assert found["config"] == json.loads(json.dumps(expected, default=str))
     assert all(isinstance(value, int | float) for value in found["metrics"].values())
@@ -310,12 +313,144 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(chain, stage, tmp_path
 
 
 @STAGES
-def test_a_new_start_forgets_the_checkpoints_of_an_earlier_run(chain, stage, tmp_path):
+def test_a_new_start_forgets_the_checkpoints_but_keeps_the_model(chain, stage, tmp_path, caplog):
     folder = shutil.copytree(SMOKE.dir(stage), tmp_path / "again")
+    model = (folder / "model.safetensors").read_bytes()
     assert len(checkpoints(folder)) == 1
     train_and_stop(stage, steps=0, output_dir=folder, seed=1)
-    with pytest.raises(ValueError, match="no checkpoint to resume from"):
-        train(stage, resume=True, output_dir=folder, seed=1)
+    assert checkpoints(folder) == []
+    assert status(folder) == "unfinished"
+    assert (folder / "model.safetensors").read_bytes() == model
+    assert load_model(stage, folder) is not None  # that of the complete run, until the next is
+
+    with pytest.raises(ValueError, match="seed was 1, now 0: resume with the same, or start anew"):
+        start_stage(SMOKE.config(stage, output_dir=folder), resume=True)
+    assert start_stage(SMOKE.config(stage, output_dir=folder, seed=1), resume=True) is None
+    assert caplog.messages == [f"{folder}: no whole checkpoint yet, so the run starts anew"]
+    release(folder)
+
+
+def load_model(stage: str, folder: Path):
+    return (load_classifier if stage == "reward" else load_policy)(folder)
+
+
+@STAGES
+def test_a_complete_run_that_is_resumed_says_so_and_changes_nothing(chain, stage, caplog):
+    folder = SMOKE.dir(stage)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    result = train(stage, resume=True)
+    assert caplog.messages == [f"{folder}: this run is complete; nothing is left to do"]
+    assert result.metrics == report(folder)["metrics"]
+    assert result.history == report(folder)["history"]
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    with pytest.raises(ValueError, match=r"learning_rate was \S+, now 0.25: resume with the same"):
+        train(stage, resume=True, learning_rate=0.25)
+
+
+@pytest.fixture
+def stopped(chain, tmp_path) -> Path:
+    """The folder of an SFT run that was stopped after its checkpoint of two steps."""
+    train_and_stop("sft", steps=3, output_dir=tmp_path / "stopped")
+    assert checkpoints(tmp_path / "stopped") == ["checkpoint-2"]
+    return tmp_path / "stopped"
+
+
+def test_a_checkpoint_cut_short_is_removed_and_the_one_before_it_resumed(stopped):
+    """As a kill leaves it, while the checkpoint of step 4 is written."""
+    wreck = shutil.copytree(
+        stopped / "checkpoints/checkpoint-2", stopped / "checkpoints/checkpoint-4"
+    )
+    (wreck / "complete.json").unlink()
+    (wreck / "optimizer.pt").write_bytes(b"half")
+    checkpoint = start_stage(SMOKE.config("sft", output_dir=stopped), resume=True)
+    assert checkpoint == folder / "checkpoint-2"
+    assert checkpoints(stopped) == ["checkpoint-2"]
+    release(stopped)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
+def test_a_damaged_checkpoint_is_one_sentence(stopped, name, damage, capsys):
+    path = stopped / "checkpoints" / "checkpoint-2" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content if damage == "flipped" else content[:-7])
+    if damage == "gone":
+        path.unlink()
+    arguments = ["--scale", "smoke", "--output-dir", str(stopped), "--resume"]
+    assert main(["train", "sft", *arguments]) == 2
+    what = "missing" if damage == "gone" else "damaged"
+    error = f"error: {path}: {what}. Remove the folder {path.parent} to resume from an earlier"
+    assert capsys.readouterr().err.splitlines()[-1].startswith(error)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": 0.25}, r"learning_rate was 0\.0005, now 0\.25"),
+        ({"seed": 1}, "seed was 0, now 1"),
+        ({"model": "other"}, "content of model was .*"),
+        ({"data": "other.jsonl"}, "content of data was .*"),
+    ],
+    ids=str,
+)
+def test_a_resumed_run_must_begin_as_before(stopped, changes, message, tmp_path):
+    if "model" in changes:
+        changes = {"model": SMOKE.dir("sft")}
+    if "data" in changes:
+        changes = {"data": tmp_path / "other.jsonl"}
+        lines = SMOKE.data("demonstrations", "train").read_text().splitlines()
+        changes["data"].write_text("\n".join(lines[1:]))
+    with pytest.raises(ValueError, match=message):
+        train("sft", resume=True, output_dir=stopped, **changes)
+    assert checkpoints(stopped) == ["checkpoint-2"]
+
+
+def test_a_moved_folder_and_what_changes_no_number_may_differ(stopped, tmp_path):
+    moved = stopped.rename(tmp_path / "moved")
+    config = SMOKE.config("sft", output_dir=moved, save_steps=3)
+    assert start_stage(config, resume=True) == moved / "checkpoints" / "checkpoint-2"
+    release(moved)
+
+
+def test_the_model_of_an_unfinished_run_is_refused(stopped):
+    with pytest.raises(FileNotFoundError, match="this run is not complete"):
+        load_policy(stopped)
+
+
+def test_a_second_run_in_a_folder_is_refused_and_names_the_first(chain, tmp_path, capsys):
+    program = (
+        "import sys, time; from pathlib import Path; from rlhf_helpers.checkpoints import claim\n"
+        "claim(Path(sys.argv[1])); print('held', flush=True); time.sleep(600)"
+    )
+    folder = tmp_path / "run"
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(folder)], stdout=subprocess.PIPE, text=True
+    ) as first:
+        assert first.stdout.readline() == "held\n"
+        arguments = ["train", "sft", "--scale", "smoke", "--output-dir", str(folder)]
+        assert main(arguments) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith(f"error: {folder}: process {first.pid} on ")
+        assert "is training here. Wait for it, or choose another --output-dir." in error
+        first.kill()
+    claim(folder)  # a dead process holds nothing
+    release(folder)
+
+
+def test_rlaif_takes_no_checkpoint_of_an_earlier_run(chain, tmp_path):
+    """A rerun that is stopped before its PPO begins leaves nothing of the first run to resume."""
+    folder = shutil.copytree(SMOKE.dir("rlaif"), tmp_path / "again")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rlaif, "label_file", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train("rlaif", output_dir=folder, seed=1)
+    assert newest_checkpoint(folder) is None
+    assert status(folder) == "unfinished"
+
+
+def stop(*_):
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(
@@ -346,9 +481,7 @@ def test_there_must_be_something_to_resume(chain, stage, tmp_path, capsys):
     arguments = ["train", stage, "--scale", "smoke", "--output-dir", str(folder), "--resume"]
     assert main(arguments) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if "error" in line.lower()]
-    assert errors == [
-        f"error: {folder}/checkpoints: no checkpoint to resume from. Start without --resume."
-    ]
+    assert errors == [f"error: {folder}: no run to resume. Start without --resume."]
 
 
 # LoRA
