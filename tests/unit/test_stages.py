@@ -357,9 +357,8 @@ def stopped(chain, tmp_path) -> Path:
 
 def test_a_checkpoint_cut_short_is_removed_and_the_one_before_it_resumed(stopped):
     """As a kill leaves it, while the checkpoint of step 4 is written."""
-    wreck = shutil.copytree(
-        stopped / "checkpoints/checkpoint-2", stopped / "checkpoints/checkpoint-4"
-    )
+    folder = stopped / "checkpoints"
+    wreck = shutil.copytree(folder / "checkpoint-2", folder / "checkpoint-4")
     (wreck / "complete.json").unlink()
     (wreck / "optimizer.pt").write_bytes(b"half")
     checkpoint = start_stage(SMOKE.config("sft", output_dir=stopped), resume=True)
