@@ -23,6 +23,7 @@ from trl import DPOConfig as TRLConfig
 from trl import DPOTrainer
 
 from rlhf_helpers import processes
+from rlhf_helpers.compatibility import check_policy
 from rlhf_helpers.configs import DPOConfig
 from rlhf_helpers.models import add_lora, load_policy, load_tokenizer, merge_adapter
 from rlhf_helpers.prompts import answer_tokens, cut_tokens, prompt_tokens
@@ -80,6 +81,7 @@ def train(config: DPOConfig, resume: bool = False) -> Result:
             f"{config.data}: every pair ties, or is equal after cutting to {config.max_length} "
             "tokens. Raise --max-length."
         )
+    check_policy(config.model)
     started = time.perf_counter()
     trainer = preference_trainer(config, rows, tokenizer)
     run_trainer(trainer, config, resume)

@@ -255,16 +255,24 @@ def load_trained_weights(model: PreTrainedModel, weights: dict[str, torch.Tensor
         own[name].copy_(weight)
 
 
-def load_classifier(path: str | Path, bits: int = 32) -> PreTrainedModel:
+def load_classifier(path: str | Path, bits: int = 32, trained: bool = False) -> PreTrainedModel:
     """A classifier with one label, without dropout, on the default device.
 
-    The head is new if the folder holds none, and is never quantised.
+    The head is new if the folder holds none, and is never quantised. Raises ValueError where it
+    must be `trained` and is not, or has more labels than one.
     """
     options = loading_options(bits)
     if "quantization_config" in options:
         options["quantization_config"].llm_int8_skip_modules = HEADS
     with loading(path):
-        model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, **options)
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            path, num_labels=1, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    if trained and (report["missing_keys"] or report["mismatched_keys"]):
+        raise ValueError(
+            f"{path}: no reward model, since it has no trained head with one label. Name another "
+            "folder, or train that stage first."
+        )
     return _ready(model, path, bits)
 
 

@@ -25,8 +25,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_helpers import generation, processes, sft
 from rlhf_helpers.checkpoints import load_checkpoint, save_checkpoint, start_stage
+from rlhf_helpers.compatibility import check_policy
 from rlhf_helpers.configs import RestConfig, SFTConfig, TRLStageConfig
-from rlhf_helpers.models import existing, load_policy, load_tokenizer
+from rlhf_helpers.models import load_policy, load_tokenizer
 from rlhf_helpers.reward_model import RewardModel
 from rlhf_helpers.schemas import DataError, Prompt, format_prompt, write_jsonl
 from rlhf_helpers.training import Result, log_writer, read_some, resumable, save_stage
@@ -137,7 +138,7 @@ def train(config: RestConfig, resume: bool = False) -> Result:
             f"{config.grow_prompts} ask for {wanted}. Lower grow_prompts or grow_steps."
         )
     scorer = RewardModel.from_pretrained(config.reward_model)
-    existing(config.model)
+    check_policy(config.model, config.max_new_tokens)
     checkpoint = start_stage(config, resume)
     history: list[dict[str, float]] = []
     if checkpoint:

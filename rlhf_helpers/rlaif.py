@@ -24,6 +24,7 @@ from rlhf_helpers.annotation.judges import (
     plain_question,
 )
 from rlhf_helpers.checkpoints import newest_checkpoint, start_stage
+from rlhf_helpers.compatibility import check_policy
 from rlhf_helpers.configs import RLAIFConfig
 from rlhf_helpers.jsonl import read_text
 from rlhf_helpers.little_world.principles import little_question
@@ -119,7 +120,7 @@ def train(config: RLAIFConfig, resume: bool = False) -> Result:
     has_begun = resume and newest_checkpoint(config.output_dir) is not None
     if not has_begun:
         read_some(config.data, "prompts", 1)  # a file is checked whole, before hours of labelling
-        existing(config.model)
+        check_policy(config.model, config.max_new_tokens)
         start_stage(config, resume=False)  # no checkpoint of an earlier PPO is left to resume from
         labels = config.output_dir / "labels.jsonl"
         if processes.rank() == 0:

@@ -14,6 +14,7 @@ from trl import SFTConfig as TRLConfig
 from trl import SFTTrainer
 
 from rlhf_helpers import streams
+from rlhf_helpers.compatibility import check_policy
 from rlhf_helpers.configs import SFTConfig
 from rlhf_helpers.models import add_lora, is_exact, load_policy, load_tokenizer, merge_adapter
 from rlhf_helpers.prompts import answer_tokens, cut_tokens, prompt_tokens
@@ -77,6 +78,7 @@ def train(config: SFTConfig, resume: bool = False) -> Result:
     rows: list[dict] | IterableDataset = encode(records)
     if streamed:
         rows = streamed_rows(config, KIND, encode, config.demonstrations)
+    check_policy(config.model)
     model = load_policy(config.model, config.bits)
     arguments = _row_arguments(config, rows, encode, model)
     torch.manual_seed(config.seed)  # the adapter

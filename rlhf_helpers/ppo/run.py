@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_helpers import processes, streams
 from rlhf_helpers.checkpoints import load_checkpoint, save_checkpoint, start_stage
+from rlhf_helpers.compatibility import check_policy
 from rlhf_helpers.configs import PPORunConfig
 from rlhf_helpers.models import (
     add_lora,
@@ -60,6 +61,7 @@ def train(config: PPORunConfig, resume: bool = False) -> Result:
     processes.start()
     batches, documents = _batches(config), _documents(config)
     reward_model = RewardModel.from_pretrained(config.reward_model)
+    check_policy(config.model, config.max_new_tokens)
     trainer = _make_trainer(config, reward_model, documents)
     room = prompt_room(trainer.tokenizer, config.max_new_tokens, config.max_prompt_length)
     checkpoint = start_stage(config, resume)

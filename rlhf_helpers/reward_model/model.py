@@ -25,8 +25,8 @@ class RewardModel:
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> "RewardModel":
-        """Load a reward model that `train` has saved, or any one-label classifier."""
-        return cls(load_classifier(path), load_tokenizer(path))
+        """Load a reward model that `train` has saved, or any trained one-label classifier."""
+        return cls(load_classifier(path, trained=True), load_tokenizer(path))
 
     @torch.no_grad()
     def raw_scores(self, texts: list[str], batch_size: int = 16) -> Tensor:

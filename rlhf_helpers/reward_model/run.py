@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase, Trainer
 from trl import RewardConfig as TRLConfig
 
 from rlhf_helpers import generation, streams
+from rlhf_helpers.compatibility import check_policy, check_vocabulary
 from rlhf_helpers.configs import RewardConfig
 from rlhf_helpers.models import (
     add_lora,
@@ -47,6 +48,8 @@ def train(config: RewardConfig, resume: bool = False) -> Result:
     prompts = _calibration_prompts(config)
     tokenizer = append_eos(load_tokenizer(config.model), config.max_length)
     rows, counts = _rows(config, records, tokenizer)
+    check_vocabulary(config.model, tokenizer)
+    check_policy(config.sft_model, config.max_new_tokens)
     trainer = reward_trainer(config, rows, tokenizer)
     seconds = run_trainer(trainer, config, resume)
     model = trainer.model
@@ -136,6 +139,8 @@ def reward_trainer(
 def _calibration_prompts(config: RewardConfig) -> list[str]:
     """The formatted prompts that the SFT model answers, cut to what it can read."""
     records = read_some(config.prompts, "prompts", config.calibration_prompts)
+    if len(records) < 2:
+        raise DataError(f"{config.prompts}: one prompt gives scores no deviation. Give more.")
     tokenizer = load_tokenizer(config.sft_model)
     room = prompt_room(tokenizer, config.max_new_tokens)
     texts = [format_prompt(record["input_text"], config.instruction) for record in records]
