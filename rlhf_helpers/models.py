@@ -112,9 +112,7 @@ def existing(path: str | Path) -> str | Path:
     """Return the path; raises FileNotFoundError for a folder that is missing or unfinished."""
     is_folder = isinstance(path, Path) or path.startswith((".", "/", "~")) or path.count("/") > 1
     if is_folder and not Path(path).is_dir():
-        raise FileNotFoundError(
-            f"{path}: no such model. Train that stage first, or name another folder."
-        )
+        raise FileNotFoundError(f"{path}: no such model. Train that stage first, or name another.")
     if (Path(path) / "run.json").exists() and not (Path(path) / "metrics.json").exists():
         raise FileNotFoundError(f"{path}: this run is not complete. Resume it, or train it again.")
     return path
@@ -261,17 +259,16 @@ def load_classifier(path: str | Path, bits: int = 32, trained: bool = False) -> 
     The head is new if the folder holds none, and is never quantised. Raises ValueError where it
     must be `trained` and is not, or has more labels than one.
     """
-    options = loading_options(bits)
+    options = loading_options(bits) | {"num_labels": 1, "ignore_mismatched_sizes": True}
     if "quantization_config" in options:
         options["quantization_config"].llm_int8_skip_modules = HEADS
     with loading(path):
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            path, num_labels=1, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            path, output_loading_info=True, **options
         )
     if trained and (report["missing_keys"] or report["mismatched_keys"]):
         raise ValueError(
-            f"{path}: no reward model, since it has no trained head with one label. Name another "
-            "folder, or train that stage first."
+            f"{path}: no reward model: it has no trained head with one label. Name another folder."
         )
     return _ready(model, path, bits)
 

@@ -137,8 +137,8 @@ def train(config: RestConfig, resume: bool = False) -> Result:
             f"{config.data}: {len(prompts)} prompts, but {config.grow_steps} Grow steps of "
             f"{config.grow_prompts} ask for {wanted}. Lower grow_prompts or grow_steps."
         )
-    scorer = RewardModel.from_pretrained(config.reward_model)
     check_policy(config.model, config.max_new_tokens)
+    scorer = RewardModel.from_pretrained(config.reward_model)
     checkpoint = start_stage(config, resume)
     history: list[dict[str, float]] = []
     if checkpoint:

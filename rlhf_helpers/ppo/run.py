@@ -60,8 +60,8 @@ def train(config: PPORunConfig, resume: bool = False) -> Result:
     """
     processes.start()
     batches, documents = _batches(config), _documents(config)
-    reward_model = RewardModel.from_pretrained(config.reward_model)
     check_policy(config.model, config.max_new_tokens)
+    reward_model = RewardModel.from_pretrained(config.reward_model)
     trainer = _make_trainer(config, reward_model, documents)
     room = prompt_room(trainer.tokenizer, config.max_new_tokens, config.max_prompt_length)
     checkpoint = start_stage(config, resume)

@@ -362,8 +362,8 @@ def test_bad_data_for_evaluation(option, tmp_path, capsys, no_models):
     ("arguments", "missing"),
     [
         (["train", "reward"], "sft"),
-        (["train", "ppo"], "reward"),
-        (["train", "ppo", "--reward-model", str(Scale().base_model)], "sft"),
+        (["train", "ppo"], "sft"),
+        (["train", "ppo", "--model", str(Scale().base_model)], "reward"),
         (["evaluate"], "ppo"),
     ],
 )

@@ -85,7 +85,7 @@ def test_a_policy_without_a_language_model_head(stage, judge, name):
 def test_a_reward_model_without_a_trained_head(stage, policy, name):
     with pytest.raises(ValueError) as error:
         stage(name, reward_model=policy)
-    assert str(error.value).startswith(f"{policy}: no reward model, since it has no trained head")
+    assert str(error.value).startswith(f"{policy}: no reward model: it has no trained head")
 
 
 def test_a_classifier_with_other_labels(policy, tokenizer, tmp_path):
