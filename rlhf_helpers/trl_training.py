@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.integrations import TensorBoardCallback
 
-from rlhf_helpers import processes, streams
+from rlhf_helpers import interrupts, processes, streams
 from rlhf_helpers.checkpoints import complete_checkpoint, start_stage, step_of
 from rlhf_helpers.configs import TRLStageConfig
 from rlhf_helpers.models import compute_dtype, default_device, first_not_finite
@@ -84,7 +84,8 @@ def trl_arguments(config: TRLStageConfig, **arguments: Any) -> dict[str, Any]:
         "bf16": on_gpu and compute_dtype() == torch.bfloat16,
         "fp16": on_gpu and compute_dtype() == torch.float16,
         "use_cpu": default_device().type == "cpu",
-        "logging_steps": 5,
+        # Every 5 steps or fewer, and at each checkpoint: a resumed run logs the same means.
+        "logging_steps": max(n for n in range(1, 6) if config.save_steps % n == 0),
         "logging_first_step": True,
         "logging_nan_inf_filter": False,  # it would make a loss that is not a number 0
         "save_steps": config.save_steps,
@@ -217,7 +218,31 @@ class StopWhenDiverged(TrainerCallback):
 
 
 class CompleteCheckpoints(TrainerCallback):
-    """Marks a checkpoint as whole once all processes have written their part of it."""
+    """Marks a checkpoint as whole once all processes have written their part of it.
+
+    A run that is asked to stop writes one after its step. TRL counts a resumed run's tokens from 0:
+    those before the checkpoint are added.
+    """
+
+    tokens = 0
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """Note how many tokens were counted before the checkpoint."""
+        counts = [row["num_tokens"] for row in state.log_history if "num_tokens" in row]
+        self.tokens = max(counts, default=0)
+
+    def on_log(
+        self, args: Any, state: TrainerState, control: Any, logs: dict[str, float], **_: Any
+    ) -> None:
+        """Add them to the count since."""
+        for row in (logs, state.log_history[-1]):
+            if "num_tokens" in row:
+                row["num_tokens"] += self.tokens
+
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """Save and stop where a signal has asked for it."""
+        if interrupts.is_asked_to_stop():
+            control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Hash its files, and remove the checkpoint before it."""
@@ -233,8 +258,8 @@ def run_trainer(trainer: Trainer, config: TRLStageConfig, resume: bool) -> float
         if parameter.requires_grad:  # TRL rounds what is trained above quantised weights
             parameter.data = parameter.data.float()
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(StopWhenDiverged(config))
     trainer.add_callback(CompleteCheckpoints())
+    trainer.add_callback(StopWhenDiverged(config))  # it checks what is to be saved
     started = time.perf_counter()
     step = step_of(checkpoint) + 1 if checkpoint else None
     with log_writer(config, step) as writer, closing(Progress()) as progress:
@@ -242,6 +267,7 @@ def run_trainer(trainer: Trainer, config: TRLStageConfig, resume: bool) -> float
             trainer.add_callback(progress)
             trainer.add_callback(TensorBoardCallback(writer))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    interrupts.stop_if_asked()
     return time.perf_counter() - started
 
 

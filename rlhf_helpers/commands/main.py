@@ -33,12 +33,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         _set_globals(getattr(options, "scale", "tiny"))
         return options.command(options) or 0
-    except (ValueError, FileNotFoundError) as error:  # DataError among them
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (FloatingPointError, ModuleNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    except (Exception, KeyboardInterrupt) as error:
+        told = _tell(error, can_resume=hasattr(options, "resume"))
+        if told is None or options.debug:
+            raise
+        status, message = told
+        if message:
+            print(message, file=sys.stderr)
+        return status
+
+
+def _tell(error: BaseException, can_resume: bool) -> tuple[int, str] | None:
+    """The exit status and the line for an error that a user can mend; None for any other."""
+    if isinstance(error, BrokenPipeError):  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1, ""
+    if isinstance(error, KeyboardInterrupt):
+        how = "; the same command with --resume goes on" if can_resume else ""
+        return getattr(error, "status", 130), f"stopped{how}"
+    if isinstance(error, ValueError | FileNotFoundError):  # DataError among them
+        return 2, f"error: {error}"
+    if isinstance(error, FloatingPointError | ModuleNotFoundError):
+        return 1, f"error: {error}"
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return 1, f"error: {where}{error.strerror}. Name another folder, or make room or free it."
+    if "No space left on device" in text or "PytorchStreamWriter failed" in text:
+        return 1, "error: a file could not be written: the disk is full. Make room, then --resume."
+    if isinstance(error, MemoryError) or "out of memory" in text:
+        return 1, (
+            "error: out of memory. Lower batch_size (ppo: raise gradient_accumulation_steps), or "
+            "set gradient_checkpointing or lora_rank; `plan` predicts what each stage needs."
+        )
+    return None
 
 
 def _set_globals(scale: str) -> None:
@@ -57,10 +85,15 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         prog="python -m rlhf_helpers",
         description="RLHF step by step: data, SFT, reward model, PPO, evaluation.",
     )
+    parser.add_argument(
+        "--debug", action="store_true", help="show where an error arose; may stand anywhere"
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    arguments = sorted(arguments, key=lambda argument: argument != "--debug")
+    command_name = next((a for a in arguments if not a.startswith("-")), "")
     for name, (module, text) in COMMANDS.items():
         command = commands.add_parser(name, help=text)
-        if name in arguments[:1]:
+        if name == command_name:
             found = importlib.import_module(f"rlhf_helpers.commands.{module}")
             command.set_defaults(command=found.run)
             found.add_arguments(command)

@@ -5,7 +5,7 @@ import dataclasses
 import os
 from typing import Any
 
-from rlhf_helpers import scales
+from rlhf_helpers import interrupts, scales
 from rlhf_helpers.commands.options import add_common, print_table
 from rlhf_helpers.configs import StageConfig
 from rlhf_helpers.configs.settings import Option, options
@@ -70,7 +70,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     if int(os.environ.get("RANK", "0")) == 0:
         print(models.describe_device())
-    result = train_stage(arguments.stage, config, arguments.resume)
+    with interrupts.stop_after_step():
+        result = train_stage(arguments.stage, config, arguments.resume)
     if processes.rank() == 0:
         print_table(result.metrics)
         print(f"\nmodel, metrics.json and logs: {result.output_dir}")

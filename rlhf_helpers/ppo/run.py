@@ -8,7 +8,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_helpers import processes, streams
+from rlhf_helpers import interrupts, processes, streams
 from rlhf_helpers.checkpoints import load_checkpoint, save_checkpoint, start_stage
 from rlhf_helpers.compatibility import check_policy
 from rlhf_helpers.configs import PPORunConfig
@@ -79,8 +79,10 @@ def train(config: PPORunConfig, resume: bool = False) -> Result:
             if writer is not None:
                 for name, value in history[-1].items():
                     writer.add_scalar(f"ppo/{name}", value, step)
-            if (step + 1) % config.save_steps == 0 and step + 1 < config.steps:
+            due = (step + 1) % config.save_steps == 0 or interrupts.is_asked_to_stop()
+            if due and step + 1 < config.steps:
                 _save(config, trainer, history)
+                interrupts.stop_if_asked()
     policy = trainer.policy
     if config.lora_rank:
         policy = merge_adapter(policy, config.model)

@@ -1,7 +1,9 @@
 """The command line: help for newcomers, settings passed on, and one clear line for bad input."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from rlhf_helpers import dpo, ppo, rest, reward_model, rlaif, schemas, sft
 from rlhf_helpers.commands import course
 from rlhf_helpers.commands.main import main
+from rlhf_helpers.interrupts import Stopped
 from rlhf_helpers.little_world import base_model, build
 from rlhf_helpers.reward_model import RewardModel
 from rlhf_helpers.runs import data_dir, project_root, runs_dir
@@ -276,6 +279,77 @@ def test_course_passes_its_settings_and_its_status_on(monkeypatch, status):
     assert calls == [("tiny", 0, None, False, None), ("smoke", 2, [Path("a.ipynb")], True, 3)]
 
 
+# Errors and signals
+
+
+def fails_with(error, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(sft, "train", fail)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (ValueError("beta is -1"), 2, "error: beta is -1"),
+        (FloatingPointError("it diverged"), 1, "error: it diverged"),
+        (KeyboardInterrupt(), 130, "stopped; the same command with --resume goes on"),
+        (Stopped(15), 143, "stopped; the same command with --resume goes on"),
+        (OSError(28, "No space left on device", "a/file"), 1, "error: a/file: No space left on"),
+        (OSError(30, "Read-only file system", "a"), 1, "error: a: Read-only file system. Name"),
+        (NotADirectoryError(20, "Not a directory", "a/b"), 1, "error: a/b: Not a directory. Name"),
+        (FileExistsError(17, "File exists", "a/b"), 1, "error: a/b: File exists. Name another"),
+        (RuntimeError("PytorchStreamWriter failed"), 1, "error: a file could not be written"),
+        (MemoryError(), 1, "error: out of memory. Lower batch_size"),
+        (RuntimeError("CUDA out of memory. Tried"), 1, "error: out of memory. Lower batch_size"),
+        (BrokenPipeError(32, "Broken pipe"), 1, ""),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_what_a_user_can_mend_is_one_line(error, status, said, monkeypatch, capfd):
+    fails_with(error, monkeypatch)
+    output = os.dup(1)  # a broken pipe closes it
+    try:
+        assert main(["train", "sft", "--scale", "smoke"]) == status
+    finally:
+        os.dup2(output, 1)
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == bool(said) and "".join(lines).startswith(said)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_debug_shows_the_traceback(place, monkeypatch):
+    fails_with(ValueError("a reason"), monkeypatch)
+    arguments = ["train", "sft"]
+    arguments.insert(place, "--debug")
+    with pytest.raises(ValueError, match="a reason"):
+        main(arguments)
+
+
+def test_an_unexpected_error_keeps_its_traceback(monkeypatch):
+    fails_with(KeyError("unexpected"), monkeypatch)
+    with pytest.raises(KeyError, match="unexpected"):
+        main(["train", "sft"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(name, status, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "rlhf_helpers", "train", "sft", "--scale", "smoke"]
+    command += ["--save-steps", "1000", "--epochs", "1", "--output-dir", str(out)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as run:
+        while "loss=" not in run.stderr.read(1) + run.stderr.readline():
+            assert run.poll() is None
+        run.send_signal(getattr(signal, name))
+        last = run.stderr.read().splitlines()[-1]
+    assert (run.returncode, last) == (status, "stopped; the same command with --resume goes on")
+    (checkpoint,) = (out / "checkpoints").glob("checkpoint-*")
+    assert (checkpoint / "complete.json").exists()
+    assert not (out / "metrics.json").exists()
+
+
 # Bad input
 
 BAD_LINES = {
@@ -347,7 +421,7 @@ def test_bad_prompts_for_the_reward_model(tmp_path, capsys, no_models):
     path = tmp_path / "prompts.jsonl"
     path.write_text("{}")
     message = error_of(["train", "reward", "--prompts", path], capsys)
-    assert message.startswith(f"{path}, line 1: the field `input_text` is missing")
+    assert message.startswith(f"{path}: no columns for prompts. Found: none.")
 
 
 @pytest.mark.parametrize("option", ["--prompts", "--preferences"])
@@ -355,7 +429,7 @@ def test_bad_data_for_evaluation(option, tmp_path, capsys, no_models):
     path = tmp_path / "bad.jsonl"
     path.write_text("{}")
     message = error_of(["evaluate", option, path], capsys)
-    assert message.startswith(f"{path}, line 1: the field `input_text` is missing")
+    assert message.startswith(f"{path}: no columns for {option[2:]}. Found: none.")
 
 
 @pytest.mark.parametrize(
