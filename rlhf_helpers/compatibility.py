@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+from peft import PeftConfig
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
+from rlhf_helpers.adapters import is_adapter
 from rlhf_helpers.models import load_tokenizer, loading
 from rlhf_helpers.prompts import prompt_room
 
@@ -44,5 +46,8 @@ def check_vocabulary(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> No
 
 
 def _config(path: str | Path) -> PreTrainedConfig:
+    """The config of a model, or of the base model of an adapter."""
     with loading(path):
+        if is_adapter(path):
+            path = PeftConfig.from_pretrained(path).base_model_name_or_path or path
         return AutoConfig.from_pretrained(path).get_text_config()
