@@ -66,10 +66,10 @@ def run(arguments: argparse.Namespace) -> None:
     changes = {name: given[name] for name in names if name in given}
     scale = scales.Scale(arguments.scale, arguments.task, arguments.seed)
     config = scale.config(arguments.stage, **changes)
-    from rlhf_helpers import models, processes
+    from rlhf_helpers import devices, processes
 
     if int(os.environ.get("RANK", "0")) == 0:
-        print(models.describe_device())
+        print(devices.describe_device())
     with interrupts.stop_after_step():
         result = train_stage(arguments.stage, config, arguments.resume)
     if processes.rank() == 0:

@@ -9,15 +9,14 @@ import pytest
 import torch
 from transformers import OPTForCausalLM
 
-from rlhf_helpers import models, quantisation
+from rlhf_helpers import devices, models, quantisation
+from rlhf_helpers.devices import attention, matmul_precision
 from rlhf_helpers.models import (
     add_lora,
-    attention,
     load_classifier,
     load_policy,
     load_tokenizer,
     loading_options,
-    matmul_precision,
     merge_adapter,
     trainable,
     trained_weights,
@@ -46,7 +45,7 @@ def _fresh_precision(monkeypatch):
 @pytest.mark.parametrize("choice", ["highest", "high", "medium"])
 def test_the_environment_overrides_the_precision(monkeypatch, choice):
     monkeypatch.setenv("RLHF_MATMUL_PRECISION", choice)
-    monkeypatch.setattr(models, "_measure_matmul", None)  # nothing needs to be measured
+    monkeypatch.setattr(devices, "_measure_matmul", None)  # nothing needs to be measured
     assert matmul_precision() == choice == torch.get_float32_matmul_precision()
 
 
@@ -62,7 +61,7 @@ def test_without_the_environment_one_of_two_is_chosen_and_set():
 def test_medium_is_chosen_where_it_is_clearly_faster_at_the_same_error(
     monkeypatch, gain, error, choice
 ):
-    monkeypatch.setattr(models, "_measure_matmul", lambda: (gain, error))
+    monkeypatch.setattr(devices, "_measure_matmul", lambda: (gain, error))
     assert matmul_precision() == choice == torch.get_float32_matmul_precision()
 
 
@@ -73,7 +72,7 @@ def test_the_gain_of_a_faster_product_is_its_ratio(monkeypatch):
 
     now = [0.0]
     monkeypatch.setattr(models.time, "perf_counter", clock)
-    gain, error = models._measure_matmul(size=64)
+    gain, error = devices._measure_matmul(size=64)
     assert gain == pytest.approx(2.0)
     assert 0 < error < 1e-5
 
@@ -84,7 +83,7 @@ def test_the_gain_of_a_faster_product_is_its_ratio(monkeypatch):
 )
 def test_plain_attention_goes_with_fast_matmuls_on_cpus(monkeypatch, device, precision, expected):
     monkeypatch.setenv("RLHF_MATMUL_PRECISION", precision)
-    monkeypatch.setattr(models, "default_device", lambda: torch.device(device))
+    monkeypatch.setattr(devices, "default_device", lambda: torch.device(device))
     assert attention() == expected
 
 
@@ -113,7 +112,7 @@ def test_options_of_each_number_of_bits():
 def test_four_bits_are_multiplied_in_what_the_hardware_is_made_for(
     monkeypatch, device, has, expected
 ):
-    monkeypatch.setattr(models, "default_device", lambda: torch.device(device))
+    monkeypatch.setattr(devices, "default_device", lambda: torch.device(device))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "amx_bf16": has})
     assert loading_options(4)["quantization_config"].bnb_4bit_compute_dtype == expected
@@ -365,14 +364,14 @@ def test_merged_weights_are_bfloat16_on_gpus(saved, monkeypatch):
 )
 def test_device_and_precision_can_be_overridden(monkeypatch, variable, value, found):
     assert re.match(
-        r"device \w+, (eager|sdpa) attention, quantised weights in", models.describe_device()
+        r"device \w+, (eager|sdpa) attention, quantised weights in", devices.describe_device()
     )
-    assert found not in models.describe_device()
+    assert found not in devices.describe_device()
     monkeypatch.setenv(variable, value)
-    assert found in models.describe_device()
+    assert found in devices.describe_device()
 
 
 def test_an_unknown_precision_is_refused(monkeypatch):
     monkeypatch.setenv("RLHF_PRECISION", "fp8")
     with pytest.raises(ValueError, match="RLHF_PRECISION is fp8; choose one of bfloat16, float16"):
-        models.compute_dtype()
+        devices.compute_dtype()

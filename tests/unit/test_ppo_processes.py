@@ -14,7 +14,8 @@ from transformers import AutoModelForSequenceClassification
 
 from rlhf_helpers import processes
 from rlhf_helpers.checkpoints import load_checkpoint, newest_checkpoint
-from rlhf_helpers.models import load_tokenizer, matmul_precision
+from rlhf_helpers.devices import matmul_precision
+from rlhf_helpers.models import load_tokenizer
 from rlhf_helpers.scales import Scale
 from rlhf_helpers.schemas import write_jsonl
 

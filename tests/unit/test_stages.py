@@ -19,7 +19,8 @@ from trl import DPOTrainer, SFTTrainer
 from rlhf_helpers import rest, rlaif, stages, training
 from rlhf_helpers.checkpoints import claim, newest_checkpoint, release, start_stage, status
 from rlhf_helpers.commands.main import main
-from rlhf_helpers.models import load_classifier, load_policy, load_tokenizer, matmul_precision
+from rlhf_helpers.devices import matmul_precision
+from rlhf_helpers.models import load_classifier, load_policy, load_tokenizer
 from rlhf_helpers.ppo import PPOTrainer
 from rlhf_helpers.reward_model.kwise import KwiseTrainer
 from rlhf_helpers.scales import Scale
