@@ -1,4 +1,4 @@
-"""Reinforced Self-Training: sample, keep what scores well, imitate it; then again.
+"""Reinforced Self-Training (ReST): sample answers, fine-tune on those that score well, repeat.
 
 Algorithm 1 of Gulcehre et al. 2023, "Reinforced Self-Training (ReST) for Language Modeling"
 (arXiv:2308.08998). A Grow step samples a data set from the policy and scores it; several Improve
@@ -8,7 +8,7 @@ steps fine-tune on what of it scores above a threshold that rises from one to th
     for threshold in rising:
         model = improve(above(samples, threshold), config).output_dir
 
-`train` is the whole of it.
+`train` runs the whole algorithm.
 
 Simplified: an Improve step takes `config.epochs` passes, where the paper stops once the reward on
 a validation set falls, and the data hold samples alone, without the first demonstrations.
@@ -44,11 +44,11 @@ def grow(
     instruction: str = "",
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Sample answers at temperature 1 and score them: a row an answer, those of a prompt together.
+    """Sample answers at temperature 1 and score them: one row for each, in the prompts' order.
 
-    `input_text` and `output_text` as in a demonstration; `prompt`, its number; `ended`, whether
-    the answer came to its end; `score`, of prompt and answer as one text; `advantage`, by how much
-    that is better than the mean score of the prompt's answers.
+    Columns: `input_text` and `output_text` as in a demonstration; `prompt`, its index; `ended`,
+    whether the answer ends with EOS; `score` of prompt and answer as one text; `advantage`, the
+    score minus the mean score of all answers to the same prompt.
     """
     texts = [format_prompt(record["input_text"], instruction) for record in prompts]
     found = generation.respond(
@@ -74,13 +74,12 @@ def grow(
 
 
 def above(samples: pd.DataFrame, threshold: float, by: str = "score") -> pd.DataFrame:
-    """The filter of an Improve step: the answers to imitate, those of `by` above the threshold.
+    """Filter for an Improve step: return the rows whose column `by` is above the threshold.
 
-    `by="score"` is the paper's filter. `by="advantage"` compares the answers of each prompt with
+    `by="score"` is the paper's filter. `by="advantage"` compares the answers to each prompt with
     one another, so that hard prompts are not filtered out with the bad answers. A quantile of the
-    column makes a threshold that keeps a known share. Answers that were cut off are never kept,
-    since imitating one teaches to stop anywhere, nor are empty ones. Raises ValueError where
-    nothing is left.
+    column makes a threshold that keeps a known share. Empty answers are never kept, nor those
+    without EOS: imitating them teaches to stop anywhere. Raises ValueError where nothing is left.
     """
     usable = _usable(samples)
     kept = usable[usable[by] > threshold]
@@ -94,10 +93,10 @@ def above(samples: pd.DataFrame, threshold: float, by: str = "score") -> pd.Data
 
 
 def best_of(samples: pd.DataFrame, n: int) -> pd.DataFrame:
-    """The answer with the highest score among the first n to each prompt.
+    """Return, for each prompt, the answer with the highest score among its first n.
 
     Fine-tuning on these is rejection sampling, as in Touvron et al. 2023, "Llama 2"
-    (arXiv:2307.09288). A prompt of which no answer is fit to imitate (see `above`) gives none.
+    (arXiv:2307.09288). A prompt whose answers are all empty or without EOS gives none.
     Raises ValueError where a prompt has fewer than n answers.
     """
     fewest = samples.groupby("prompt").size().min()
@@ -125,10 +124,10 @@ def improve(kept: pd.DataFrame, config: SFTConfig) -> Result:
 
 @resumable
 def train(config: RestConfig, resume: bool = False) -> Result:
-    """All Grow steps with their Improve steps, each with a folder below `output_dir`.
+    """Run all Grow steps with their Improve steps, each of which has a folder below `output_dir`.
 
-    An answer is kept for its advantage; the last model is the result. A stopped run goes on at the
-    Grow step that it was in. Raises DataError for a bad data set, or one with too few prompts.
+    Answers are filtered by advantage, and the last model is the result. A resumed run repeats the
+    Grow step in which it was stopped. Raises DataError for a bad data set, or one with too few prompts.
     """
     wanted = config.grow_steps * config.grow_prompts
     prompts = read_some(config.data, "prompts", wanted)
@@ -198,7 +197,7 @@ def _grow_and_improve(
 
 
 def _model_after(config: RestConfig, improved: int) -> str | Path:
-    """What so many Improve steps have made of `config.model`."""
+    """The folder of the model after so many Improve steps; `config.model` after none."""
     if not improved:
         return config.model
     g, i = divmod(improved - 1, config.improve_steps)

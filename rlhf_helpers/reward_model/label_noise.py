@@ -1,4 +1,4 @@
-"""Which labels are wrong? A model that has not seen a pair says how much it doubts its label.
+"""Find wrong labels with the help of models that have not seen them.
 
 Confident learning (Northcutt et al. 2021) judges every label by out-of-sample probabilities:
 `cross_fit` trains on one part of the pairs and scores the rest, so that no label has taught the
@@ -94,5 +94,5 @@ def _fit_labels(gaps: np.ndarray) -> tuple[float, float]:
 
 
 def most_suspect(gaps: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the labels that the model doubts most, worst first."""
+    """Indices of the labels with the smallest gaps, those that the model contradicts most, first."""
     return np.argsort(gaps, kind="stable")[:count]

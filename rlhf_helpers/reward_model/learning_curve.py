@@ -1,4 +1,4 @@
-"""How much does more data help? The reward model trained on more and more of it."""
+"""Learning curve: the accuracy of the reward model by the size of its training data."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +19,7 @@ def learning_curve(
     sizes: Sequence[int | None],
     min_steps: int = 60,
 ) -> pd.DataFrame:
-    """Train on the first so many records, evaluate on held-out preferences: a row a size.
+    """Train on the first records, for each of `sizes`, and evaluate on held-out preferences.
 
     None takes all. Small sizes are read again until there are `min_steps` steps, since a few steps
     teach nothing whatever the data. Columns: `records`, `pairs` (a ranking gives several),
