@@ -127,7 +127,7 @@ def train(config: RestConfig, resume: bool = False) -> Result:
     """Run all Grow steps with their Improve steps, each of which has a folder below `output_dir`.
 
     Answers are filtered by advantage, and the last model is the result. A resumed run repeats the
-    Grow step in which it was stopped. Raises DataError for a bad data set, or one with too few prompts.
+    Grow step in which it was stopped. Raises DataError for a bad data set, or too few prompts.
     """
     wanted = config.grow_steps * config.grow_prompts
     prompts = read_some(config.data, "prompts", wanted)

@@ -94,5 +94,5 @@ def _fit_labels(gaps: np.ndarray) -> tuple[float, float]:
 
 
 def most_suspect(gaps: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the labels with the smallest gaps, those that the model contradicts most, first."""
+    """Indices of the labels with the smallest gaps: the model contradicts the first most."""
     return np.argsort(gaps, kind="stable")[:count]
