@@ -108,6 +108,7 @@ BAD = [
     ("ppo", "temperature", 0.0, POSITIVE),
     ("ppo", "temperature", math.nan, POSITIVE),
     ("ppo", "min_new_tokens", -1, STEPS),
+    ("ppo", "draw_lengths", 1, "True or False"),
     ("ppo", "max_new_tokens", 0, COUNT),
     ("ppo", "missing_eos_penalty", -1.0, NOT_NEGATIVE),
     ("ppo", "score_clip", 0.0, f"{POSITIVE} or None"),
