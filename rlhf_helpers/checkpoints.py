@@ -92,7 +92,7 @@ def check_same(config: StageConfig) -> None:
     """Raise ValueError, which names the difference, where the run in the folder began otherwise."""
     before = read_json(config.output_dir / "run.json").get("began_with", {})
     now = began_with(config)
-    for name in before.keys() | now.keys():
+    for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
             raise ValueError(
                 f"{config.output_dir}: {name} was {before.get(name)}, now {now.get(name)}: resume "
