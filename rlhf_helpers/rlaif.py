@@ -121,10 +121,11 @@ def train(config: RLAIFConfig, resume: bool = False) -> Result:
     if not has_begun:
         read_some(config.data, "prompts", 1)  # a file is checked whole, before hours of labelling
         check_policy(config.model, config.max_new_tokens)
+        principles = read_constitution(config.constitution)
+        existing(config.labeller or data_dir() / "labeller")
         start_stage(config, resume=False)  # no checkpoint of an earlier PPO is left to resume from
         labels = config.output_dir / "labels.jsonl"
         if processes.rank() == 0:
-            principles = read_constitution(config.constitution)
             labeller = ai_labeller(principles, config.labeller)
             label_file(labeller, config.preferences, labels, config.labels)
         processes.wait()
