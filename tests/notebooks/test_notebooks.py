@@ -135,11 +135,7 @@ def test_l8_the_truth_turns_while_the_proxy_rises(l8):
 def test_l8_some_pretraining_lowers_the_alignment_tax(l8):
     assert l8["perplexity_sft"] < l8["perplexity_ppo"]
     assert l8["perplexity_ptx"] < l8["perplexity_ppo"]
-<<<<<<< HEAD
     # On 128 prompts; two runs of this seed, of different rounding, gained 0.74 and 0.97.
-=======
-    # On 128 prompts; two runs of this seed, with sums rounded differently, gained 0.74 and 0.97.
->>>>>>> 35e81b2 (Drawn lengths have a bad value too)
     assert l8["gold_ptx"] >= l8["gold_sft"] + 0.5
 
 
