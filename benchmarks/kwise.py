@@ -25,9 +25,9 @@ import pandas as pd
 
 from rlhf_helpers import reward_model, schemas, sft
 from rlhf_helpers.configs import RewardConfig
-from rlhf_helpers.devices import matmul_precision
 from rlhf_helpers.evaluation import evaluate_reward_model
 from rlhf_helpers.models import load_tokenizer
+from rlhf_helpers.models.devices import matmul_precision
 from rlhf_helpers.scales import Scale
 
 TEXTS = 32  # a batch

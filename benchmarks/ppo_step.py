@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 from workers.ppo_sides import BEST, LEARNERS, PEERS, PINS, PLAIN, ROWS, SIZES, Side, python
 
-from rlhf_helpers.devices import attention
+from rlhf_helpers.models.devices import attention
 
 
 def measure(rows: list[str], steps: int = 10, warmup: int = 2, **options: Any) -> pd.DataFrame:

@@ -24,7 +24,7 @@ import deeplake
 import pandas as pd
 import torch
 
-from rlhf_helpers.streams import stream
+from rlhf_helpers.sources.streams import stream
 
 # data set -> kind of record, and the characters of each column
 SETS = {

@@ -23,9 +23,9 @@ from trl import DPOConfig as TRLConfig
 from trl import DPOTrainer
 
 from rlhf_helpers import processes
-from rlhf_helpers.compatibility import check_policy
 from rlhf_helpers.configs import DPOConfig
 from rlhf_helpers.models import add_lora, load_policy, load_tokenizer, merge_adapter
+from rlhf_helpers.models.compatibility import check_policy
 from rlhf_helpers.prompts import answer_tokens, cut_tokens, prompt_tokens
 from rlhf_helpers.schemas import (
     DataError,
@@ -35,7 +35,7 @@ from rlhf_helpers.schemas import (
     ranking_to_pairs,
 )
 from rlhf_helpers.training import Result, read_some, resumable, save_stage
-from rlhf_helpers.trl_training import (
+from rlhf_helpers.training.trl_stages import (
     held_out_rows,
     run_trainer,
     scored_responses,

@@ -24,13 +24,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_helpers import generation, processes, sft
-from rlhf_helpers.checkpoints import load_checkpoint, save_checkpoint, start_stage
-from rlhf_helpers.compatibility import check_policy
 from rlhf_helpers.configs import RestConfig, SFTConfig, TRLStageConfig
 from rlhf_helpers.models import load_policy, load_tokenizer
+from rlhf_helpers.models.compatibility import check_policy
 from rlhf_helpers.reward_model import RewardModel
 from rlhf_helpers.schemas import DataError, Prompt, format_prompt, write_jsonl
 from rlhf_helpers.training import Result, log_writer, read_some, resumable, save_stage
+from rlhf_helpers.training.checkpoints import load_checkpoint, save_checkpoint, start_stage
 
 
 def grow(

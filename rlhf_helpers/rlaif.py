@@ -23,15 +23,15 @@ from rlhf_helpers.annotation.judges import (
     language_model_judge,
     plain_question,
 )
-from rlhf_helpers.checkpoints import newest_checkpoint, start_stage
-from rlhf_helpers.compatibility import check_policy
 from rlhf_helpers.configs import RLAIFConfig
 from rlhf_helpers.jsonl import read_text
 from rlhf_helpers.little_world.principles import little_question
 from rlhf_helpers.models import existing, load_policy, load_tokenizer
+from rlhf_helpers.models.compatibility import check_policy
 from rlhf_helpers.runs import data_dir
 from rlhf_helpers.schemas import DataError, write_jsonl
 from rlhf_helpers.training import Result, read_some, resumable
+from rlhf_helpers.training.checkpoints import newest_checkpoint, start_stage
 
 ANNOTATOR = "ai"
 

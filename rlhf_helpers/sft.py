@@ -13,15 +13,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig as TRLConfig
 from trl import SFTTrainer
 
-from rlhf_helpers import streams
-from rlhf_helpers.compatibility import check_policy
 from rlhf_helpers.configs import SFTConfig
 from rlhf_helpers.models import add_lora, is_exact, load_policy, load_tokenizer, merge_adapter
+from rlhf_helpers.models.compatibility import check_policy
 from rlhf_helpers.prompts import answer_tokens, cut_tokens, prompt_tokens
 from rlhf_helpers.schemas import Demonstration, format_prompt, format_response
-from rlhf_helpers.sources import read_file
+from rlhf_helpers.sources import read_file, streams
 from rlhf_helpers.training import Result, read_some, resumable, save_stage
-from rlhf_helpers.trl_training import (
+from rlhf_helpers.training.trl_stages import (
     Encode,
     held_out_rows,
     last_logged,

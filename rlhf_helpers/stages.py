@@ -164,7 +164,7 @@ def train_missing(scale: "Scale", *stages: str) -> None:
 
     Of several processes that miss the same stage one trains it, and the others wait for it.
     """
-    from rlhf_helpers.checkpoints import status
+    from rlhf_helpers.training.checkpoints import status
 
     for stage in stages:
         folder = scale.dir(stage)

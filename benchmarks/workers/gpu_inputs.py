@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rlhf_helpers.devices import default_device
+from rlhf_helpers.models.devices import default_device
 from rlhf_helpers.scales import FULL
 from rlhf_helpers.schemas import write_jsonl
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from rlhf_helpers.devices import compute_dtype, default_device
+from rlhf_helpers.models.devices import compute_dtype, default_device
 
 HEADS = ("lm_head", "classifier", "pooler.dense")  # not every token passes through these
 WARMUP, STEPS = 2, 8  # of the Trainer's

@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rlhf_helpers.devices import matmul_precision
+from rlhf_helpers.models.devices import matmul_precision
 from rlhf_helpers.runs import project_root
 
 WORKER = Path(__file__).with_name("ppo_step.py")

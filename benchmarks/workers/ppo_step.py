@@ -64,8 +64,8 @@ def rule(response: str) -> float:
 
 
 def ours(options: dict) -> None:
-    from rlhf_helpers.devices import attention
     from rlhf_helpers.models import load_policy, load_tokenizer
+    from rlhf_helpers.models.devices import attention
     from rlhf_helpers.ppo import PPOConfig, PPOTrainer
     from rlhf_helpers.reward_model import RewardModel
 
@@ -114,7 +114,7 @@ def count_operations(trainer: Any, scorer: Any, prompts: list[str], options: dic
         return
     from torch.utils.flop_counter import FlopCounterMode
 
-    from rlhf_helpers.devices import attention
+    from rlhf_helpers.models.devices import attention
 
     sides = (trainer.policy, trainer.reference, scorer.model)
     for model in sides:

@@ -140,7 +140,7 @@ def _variables(scale: Scale) -> dict[str, str]:
     """
     if scale.needs_gpu:
         return KERNEL_VARIABLES
-    from rlhf_helpers.devices import matmul_precision
+    from rlhf_helpers.models.devices import matmul_precision
 
     return KERNEL_VARIABLES | ONE_THREAD | {"RLHF_MATMUL_PRECISION": matmul_precision()}
 

@@ -48,7 +48,7 @@ def examine() -> Iterator[Finding]:
     yield _packages()
     yield _data()
     yield _space()
-    from rlhf_helpers.devices import describe_device
+    from rlhf_helpers.models.devices import describe_device
 
     yield Finding("device", f"{os.cpu_count()} cores, {describe_device()}")
 

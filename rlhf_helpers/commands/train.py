@@ -5,11 +5,12 @@ import dataclasses
 import os
 from typing import Any
 
-from rlhf_helpers import interrupts, scales
+from rlhf_helpers import scales
 from rlhf_helpers.commands.options import add_common, print_table
 from rlhf_helpers.configs import StageConfig
 from rlhf_helpers.configs.settings import Option, options
 from rlhf_helpers.stages import STAGES, Stage, train_stage
+from rlhf_helpers.training import interrupts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +67,8 @@ def run(arguments: argparse.Namespace) -> None:
     changes = {name: given[name] for name in names if name in given}
     scale = scales.Scale(arguments.scale, arguments.task, arguments.seed)
     config = scale.config(arguments.stage, **changes)
-    from rlhf_helpers import devices, processes
+    from rlhf_helpers import processes
+    from rlhf_helpers.models import devices
 
     if int(os.environ.get("RANK", "0")) == 0:
         print(devices.describe_device())

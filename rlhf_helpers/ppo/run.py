@@ -8,9 +8,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_helpers import interrupts, processes, streams
-from rlhf_helpers.checkpoints import load_checkpoint, save_checkpoint, start_stage
-from rlhf_helpers.compatibility import check_policy
+from rlhf_helpers import processes
 from rlhf_helpers.configs import PPORunConfig
 from rlhf_helpers.models import (
     add_lora,
@@ -20,13 +18,15 @@ from rlhf_helpers.models import (
     merge_adapter,
     trained_weights,
 )
+from rlhf_helpers.models.compatibility import check_policy
 from rlhf_helpers.ppo import critic
 from rlhf_helpers.ppo.trainer import PPOTrainer
 from rlhf_helpers.prompts import cut_prompt, prompt_room
 from rlhf_helpers.reward_model import RewardModel
 from rlhf_helpers.schemas import Prompt, format_prompt, read_texts
-from rlhf_helpers.sources import read_file
-from rlhf_helpers.training import Result, log_writer, resumable, save_stage
+from rlhf_helpers.sources import read_file, streams
+from rlhf_helpers.training import Result, interrupts, log_writer, resumable, save_stage
+from rlhf_helpers.training.checkpoints import load_checkpoint, save_checkpoint, start_stage
 
 
 def prompt_batches(records: list[Prompt], config: PPORunConfig) -> list[list[str]]:

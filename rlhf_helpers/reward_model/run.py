@@ -7,8 +7,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase, Trainer
 from trl import RewardConfig as TRLConfig
 
-from rlhf_helpers import generation, streams
-from rlhf_helpers.compatibility import check_policy, check_vocabulary
+from rlhf_helpers import generation
 from rlhf_helpers.configs import RewardConfig
 from rlhf_helpers.models import (
     add_lora,
@@ -17,14 +16,15 @@ from rlhf_helpers.models import (
     load_tokenizer,
     merge_adapter,
 )
+from rlhf_helpers.models.compatibility import check_policy, check_vocabulary
 from rlhf_helpers.prompts import cut_prompt, prompt_room
 from rlhf_helpers.reward_model.kwise import KwiseTrainer, add_rank_scores, encode_rankings
 from rlhf_helpers.reward_model.model import RewardModel, append_eos
 from rlhf_helpers.reward_model.pairs import PairTrainer, encode_pairs
 from rlhf_helpers.schemas import DataError, format_prompt
-from rlhf_helpers.sources import read_file
+from rlhf_helpers.sources import read_file, streams
 from rlhf_helpers.training import Result, read_some, resumable, save_stage
-from rlhf_helpers.trl_training import (
+from rlhf_helpers.training.trl_stages import (
     Encode,
     held_out_rows,
     last_logged,

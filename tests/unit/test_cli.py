@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from rlhf_helpers import dpo, ppo, rest, reward_model, rlaif, schemas, sft
 from rlhf_helpers.commands import course
 from rlhf_helpers.commands.main import main
-from rlhf_helpers.interrupts import Stopped
 from rlhf_helpers.little_world import base_model, build
 from rlhf_helpers.reward_model import RewardModel
 from rlhf_helpers.runs import data_dir, project_root, runs_dir
 from rlhf_helpers.scales import Scale
 from rlhf_helpers.training import Result
+from rlhf_helpers.training.interrupts import Stopped
 
 COMMANDS = [
     [],

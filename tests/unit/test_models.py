@@ -9,19 +9,21 @@ import pytest
 import torch
 from transformers import OPTForCausalLM
 
-from rlhf_helpers import devices, models, quantisation
-from rlhf_helpers.devices import attention, matmul_precision
+from rlhf_helpers import models
 from rlhf_helpers.models import (
     add_lora,
+    devices,
     load_classifier,
     load_policy,
     load_tokenizer,
     loading_options,
     merge_adapter,
+    quantisation,
     trainable,
     trained_weights,
     without_dropout,
 )
+from rlhf_helpers.models.devices import attention, matmul_precision
 from rlhf_helpers.scales import Scale
 
 BASE = Scale().base_model

@@ -153,7 +153,7 @@ def test_without_bitsandbytes_quantised_weights_name_the_remedy(monkeypatch):
 
 
 def test_without_deep_lake_its_data_sets_name_the_remedy(tmp_path, monkeypatch):
-    from rlhf_helpers.streams import count_rows
+    from rlhf_helpers.sources.streams import count_rows
 
     monkeypatch.setitem(sys.modules, "deeplake", None)
     (tmp_path / "_deeplake_log").mkdir()

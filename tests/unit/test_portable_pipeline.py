@@ -14,8 +14,8 @@ from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
 from rlhf_helpers import evaluation
 from rlhf_helpers.commands.main import main, parse
 from rlhf_helpers.configs import PPORunConfig, RewardConfig
-from rlhf_helpers.devices import matmul_precision
 from rlhf_helpers.models import load_policy, load_tokenizer
+from rlhf_helpers.models.devices import matmul_precision
 from rlhf_helpers.pipelines import graph, local, parameters, portable, stages, vertex_rlhf
 from rlhf_helpers.reward_model import RewardModel
 from rlhf_helpers.scales import Scale

@@ -13,11 +13,11 @@ from ppo_helpers import same
 from transformers import AutoModelForSequenceClassification
 
 from rlhf_helpers import processes
-from rlhf_helpers.checkpoints import load_checkpoint, newest_checkpoint
-from rlhf_helpers.devices import matmul_precision
 from rlhf_helpers.models import load_tokenizer
+from rlhf_helpers.models.devices import matmul_precision
 from rlhf_helpers.scales import Scale
 from rlhf_helpers.schemas import write_jsonl
+from rlhf_helpers.training.checkpoints import load_checkpoint, newest_checkpoint
 
 pytestmark = pytest.mark.slow
 PROMPTS = ["A post about my cat [summary]:", "Why not? [summary]:", "x", "My boss is late"]

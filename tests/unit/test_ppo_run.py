@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rlhf_helpers import ppo
 from rlhf_helpers.commands.main import main
-from rlhf_helpers.devices import matmul_precision
 from rlhf_helpers.models import add_lora, load_policy, load_tokenizer
+from rlhf_helpers.models.devices import matmul_precision
 from rlhf_helpers.ppo import PPOConfig, PPOTrainer
 from rlhf_helpers.ppo.reference import reference_logprobs
 from rlhf_helpers.reward_model import RewardModel, append_eos

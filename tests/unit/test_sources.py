@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_helpers.conversations import ASSISTANT, shared_prompt
 from rlhf_helpers.models import load_tokenizer
 from rlhf_helpers.reward_model import append_eos, encode_pairs
 from rlhf_helpers.scales import Scale
@@ -20,6 +19,7 @@ from rlhf_helpers.schemas import (
     write_jsonl,
 )
 from rlhf_helpers.sources import Loaded, convert, load_preferences, read_file
+from rlhf_helpers.sources.conversations import ASSISTANT, shared_prompt
 
 
 def dialogue(*turns: str) -> str:

@@ -17,14 +17,14 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trl import DPOTrainer, SFTTrainer
 
 from rlhf_helpers import rest, rlaif, stages, training
-from rlhf_helpers.checkpoints import claim, newest_checkpoint, release, start_stage, status
 from rlhf_helpers.commands.main import main
-from rlhf_helpers.devices import matmul_precision
 from rlhf_helpers.models import load_classifier, load_policy, load_tokenizer
+from rlhf_helpers.models.devices import matmul_precision
 from rlhf_helpers.ppo import PPOTrainer
 from rlhf_helpers.reward_model.kwise import KwiseTrainer
 from rlhf_helpers.scales import Scale
 from rlhf_helpers.schemas import read_demonstrations, read_preferences
+from rlhf_helpers.training.checkpoints import claim, newest_checkpoint, release, start_stage, status
 
 pytestmark = pytest.mark.slow  # each test needs trained stages
 
@@ -432,7 +432,8 @@ def test_the_model_of_an_unfinished_run_is_refused(stopped):
 
 def test_a_second_run_in_a_folder_is_refused_and_names_the_first(chain, tmp_path, capsys):
     program = (
-        "import sys, time; from pathlib import Path; from rlhf_helpers.checkpoints import claim\n"
+        "import sys, time; from pathlib import Path\n"
+        "from rlhf_helpers.training.checkpoints import claim\n"
         "claim(Path(sys.argv[1])); print('held', flush=True); time.sleep(600)"
     )
     folder = tmp_path / "run"

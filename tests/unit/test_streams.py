@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_helpers import streams
 from rlhf_helpers.schemas import DataError
-from rlhf_helpers.streams import count_rows, is_stream, stream
+from rlhf_helpers.sources import streams
+from rlhf_helpers.sources.streams import count_rows, is_stream, stream
 
 # A data set of three rows that Deep Lake 3.9.52 wrote (columns of OpenOrca): a tar.xz.
 VERSION_3 = """

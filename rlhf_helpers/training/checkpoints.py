@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 from rlhf_helpers import processes
 from rlhf_helpers.configs import StageConfig
 from rlhf_helpers.configs.settings import as_json
-from rlhf_helpers.devices import default_device, matmul_precision
+from rlhf_helpers.models.devices import default_device, matmul_precision
 from rlhf_helpers.runs import write_json
 
 logger = logging.getLogger(__name__)

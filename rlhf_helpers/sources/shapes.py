@@ -8,7 +8,9 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from rlhf_helpers.conversations import (
+from rlhf_helpers.jsonl import DataError, Record
+from rlhf_helpers.schemas import check_ranking, is_blank, ranking_to_pairs
+from rlhf_helpers.sources.conversations import (
     Turn,
     as_rows,
     read_turns,
@@ -17,8 +19,6 @@ from rlhf_helpers.conversations import (
     write_answer,
     write_prompt,
 )
-from rlhf_helpers.jsonl import DataError, Record
-from rlhf_helpers.schemas import check_ranking, is_blank, ranking_to_pairs
 
 HELPSTEER = ("prompt", "response", "helpfulness")  # one answer a row
 

@@ -20,13 +20,14 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_helpers import processes, sources, streams
-from rlhf_helpers.checkpoints import check_same, finish_run, read_json, release, status
+from rlhf_helpers import processes, sources
 from rlhf_helpers.configs import StageConfig
 from rlhf_helpers.configs.settings import as_json
 from rlhf_helpers.extras import needs_extra
 from rlhf_helpers.models import first_not_finite
 from rlhf_helpers.runs import write_json
+from rlhf_helpers.sources import streams
+from rlhf_helpers.training.checkpoints import check_same, finish_run, read_json, release, status
 
 logger = logging.getLogger(__name__)
 

@@ -23,12 +23,13 @@ from transformers import (
 )
 from transformers.integrations import TensorBoardCallback
 
-from rlhf_helpers import interrupts, processes, streams
-from rlhf_helpers.checkpoints import complete_checkpoint, start_stage, step_of
+from rlhf_helpers import processes
 from rlhf_helpers.configs import TRLStageConfig
-from rlhf_helpers.devices import compute_dtype, default_device
 from rlhf_helpers.models import first_not_finite
-from rlhf_helpers.training import log_writer, read_some
+from rlhf_helpers.models.devices import compute_dtype, default_device
+from rlhf_helpers.sources import streams
+from rlhf_helpers.training import interrupts, log_writer, read_some
+from rlhf_helpers.training.checkpoints import complete_checkpoint, start_stage, step_of
 
 HELD_OUT = 1000  # at most so many records of `eval_data` are used
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf_helpers import schemas
-from rlhf_helpers.conversations import ASSISTANT
 from rlhf_helpers.jsonl import DataError, Record, StrPath, parse, read_lines
-from rlhf_helpers.shapes import HELPSTEER, SHAPES, find_shape
+from rlhf_helpers.sources.conversations import ASSISTANT
+from rlhf_helpers.sources.shapes import HELPSTEER, SHAPES, find_shape
 
 logger = logging.getLogger(__name__)
 

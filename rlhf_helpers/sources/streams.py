@@ -27,8 +27,8 @@ from datasets import Features, IterableDataset, Value, load_dataset, load_datase
 
 from rlhf_helpers.extras import needs_extra
 from rlhf_helpers.schemas import DataError, Record
-from rlhf_helpers.shapes import find_shape
 from rlhf_helpers.sources import FIELDS, convert, unknown_columns
+from rlhf_helpers.sources.shapes import find_shape
 
 logger = logging.getLogger(__name__)
 

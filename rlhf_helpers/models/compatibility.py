@@ -5,8 +5,8 @@ from pathlib import Path
 from peft import PeftConfig
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from rlhf_helpers.adapters import is_adapter
 from rlhf_helpers.models import load_tokenizer, loading
+from rlhf_helpers.models.adapters import is_adapter
 from rlhf_helpers.prompts import prompt_room
 
 # Parts of the names of architectures that generate text; the last are those that see images too.

@@ -18,9 +18,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rlhf_helpers.adapters import is_adapter, merged_with_base
-from rlhf_helpers.devices import attention, compute_dtype, default_device
-from rlhf_helpers.quantisation import import_bitsandbytes, keep_4_bits_trainable
+from rlhf_helpers.models.adapters import is_adapter, merged_with_base
+from rlhf_helpers.models.devices import attention, compute_dtype, default_device
+from rlhf_helpers.models.quantisation import import_bitsandbytes, keep_4_bits_trainable
 
 logger = logging.getLogger(__name__)
 
