@@ -231,6 +231,5 @@ def respond(
         if reference is not None:
             tokens = Tokens(ids, mask, samples.response_ids, samples.response_mask)
             logprobs = samples.logprobs if temperature else 0.0
-            ratios = logprobs - response_logprobs(reference, tokens)
-            found.log_ratios += ratios.sum(1).tolist()
+            found.log_ratios += (logprobs - response_logprobs(reference, tokens)).sum(1).tolist()
     return found
