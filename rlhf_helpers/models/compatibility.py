@@ -1,11 +1,15 @@
-"""Whether a model and its tokenizer go together: every stage asks before it loads a model."""
+"""Whether a model can be used: every stage asks before it loads one, and PPO once it is loaded."""
 
+import math
 from pathlib import Path
 
+import torch
 from peft import PeftConfig
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_helpers.models import load_tokenizer, loading
+from rlhf_helpers import generation
+from rlhf_helpers.logprobs import Tokens, forward_responses
+from rlhf_helpers.models import is_exact, load_tokenizer, loading
 from rlhf_helpers.models.adapters import is_adapter
 from rlhf_helpers.prompts import prompt_room
 
@@ -43,6 +47,56 @@ def check_vocabulary(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> No
             f"{path}: its tokenizer has a token {largest}, but the model embeds {embedded} tokens "
             "only. Use the tokenizer that the model was trained with."
         )
+
+
+def check_prompt_cache(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ValueError unless sharing the encoding of prompts leaves the logits as they are.
+
+    The model is asked: it samples, and its logits are compared with those of plain passes. Models
+    with linear attention or another recurrent state keep no keys and values that the samples of a
+    prompt could share, and read the padding in front of it.
+    """
+    try:
+        gap, cause = _largest_gap(policy, tokenizer), None
+    except FloatingPointError:  # logits that are NaN are another fault, with a message of its own
+        raise
+    except Exception as error:  # each model fails in its own way
+        gap, cause = math.inf, error
+    if not gap <= (1e-2 if is_exact(policy) else 1.0):
+        found = f"{type(cause).__name__}: {cause}" if cause else f"logits differ by {gap:.2g}"
+        raise ValueError(
+            f"{policy.config.model_type}: in this model the responses to a prompt cannot share its "
+            "encoding, as where attention is linear or a state recurrent. Choose one with a "
+            f"key-value cache, such as Llama, Qwen3, GPT-2 or OPT ({found.splitlines()[0]})"
+        ) from cause
+
+
+@torch.no_grad()
+def _largest_gap(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> float:
+    """Between logits with a shared prompt and without: two padded prompts, two samples of each."""
+    size, seeded = policy.config.get_text_config().vocab_size, torch.Generator().manual_seed(0)
+    ids = torch.randint(size // 2, size, (2, 6), generator=seeded).to(policy.device)
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    lengths = torch.tensor([4, 2, 4, 4], device=ids.device)  # a row leaves the batch
+    sampled = generation.sample(
+        policy,
+        tokenizer,
+        ids,
+        mask,
+        max_new_tokens=4,
+        temperature=0.0,
+        samples_per_prompt=2,
+        lengths=lengths,
+    )
+    tokens = Tokens(ids, mask, sampled.response_ids, sampled.response_mask)
+    shared, _ = forward_responses(policy, tokens)
+    gaps = []
+    for row, start in ((0, 3), (2, 0)):
+        text = torch.cat([ids[row // 2, start:], sampled.response_ids[row]])
+        plain = policy(input_ids=text[None], use_cache=False).logits[0, -5:-1]
+        gaps.append((shared[row].float() - plain.float()).abs().max().item())
+    return max(gaps)
 
 
 def _config(path: str | Path) -> PreTrainedConfig:

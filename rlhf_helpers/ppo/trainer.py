@@ -19,6 +19,7 @@ from rlhf_helpers import generation, processes
 from rlhf_helpers.configs import PPOConfig
 from rlhf_helpers.logprobs import training_pass
 from rlhf_helpers.models import trainable, without_dropout
+from rlhf_helpers.models.compatibility import check_prompt_cache
 from rlhf_helpers.ppo.critic import separate_critic, token_values, value_head
 from rlhf_helpers.ppo.estimators import critic_free, token_weights
 from rlhf_helpers.ppo.maths import (
@@ -76,6 +77,7 @@ class PPOTrainer:
         if getattr(policy, "is_gradient_checkpointing", False):  # acts in training mode alone
             without_dropout(policy)
         generation.end_ids(policy, tokenizer)  # raises ValueError where no response could end
+        check_prompt_cache(policy, tokenizer)
         self.reference = frozen_reference(policy, reference, tokenizer)
         self.first_adapter = None if self.reference else trained_adapter(policy)
         separate = config.critic == "separate"

@@ -10,7 +10,14 @@ import torch
 from ppo_helpers import PROMPTS, SMALL, gradient_norm, run, upper_share, weights
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    MambaConfig,
+    PreTrainedTokenizerFast,
+    Qwen3NextConfig,
+    RwkvConfig,
+)
 
 from rlhf_helpers import logprobs, ppo
 from rlhf_helpers.generation import encode_prompts
@@ -482,6 +489,19 @@ def test_gradient_checkpointing_gives_the_same_gradients_for_less_memory(make_tr
     for name, gradient in plain.items():
         close(gradient, checkpointed[name], rtol=1e-3, atol=1e-5)
     assert less < 0.7 * memory
+
+
+@pytest.mark.parametrize("recurrent", [MambaConfig, RwkvConfig, Qwen3NextConfig])
+def test_a_policy_that_cannot_share_prompts_is_refused_by_name(recurrent, tokenizer):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": len(tokenizer)}
+    if recurrent is Qwen3NextConfig:
+        sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+        sizes |= {"intermediate_size": 32, "num_experts": 2, "num_experts_per_tok": 1}
+        sizes |= {"layer_types": ["linear_attention", "full_attention"]}
+    config = recurrent(**sizes)
+    policy = without_dropout(AutoModelForCausalLM.from_config(config))
+    with pytest.raises(ValueError, match=f"^{config.model_type}: .* key-value cache"):
+        PPOTrainer(policy, tokenizer, PPOConfig(**SMALL))
 
 
 def test_a_policy_without_weights_to_train_is_refused(make_model, tokenizer):
