@@ -10,7 +10,6 @@ from rlhf_helpers.commands.options import add_common, print_table
 from rlhf_helpers.configs import StageConfig
 from rlhf_helpers.configs.settings import Option, options
 from rlhf_helpers.stages import STAGES, Stage, train_stage
-from rlhf_helpers.training import interrupts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
     config = scale.config(arguments.stage, **changes)
     from rlhf_helpers import processes
     from rlhf_helpers.models import devices
+    from rlhf_helpers.training import interrupts
 
     if int(os.environ.get("RANK", "0")) == 0:
         print(devices.describe_device())

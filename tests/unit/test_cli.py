@@ -421,7 +421,7 @@ def test_bad_prompts_for_the_reward_model(tmp_path, capsys, no_models):
     path = tmp_path / "prompts.jsonl"
     path.write_text("{}")
     message = error_of(["train", "reward", "--prompts", path], capsys)
-    assert message.startswith(f"{path}: no columns for prompts. Found: none.")
+    assert message.startswith(f"{path}, line 1: the field `input_text` is missing.")
 
 
 @pytest.mark.parametrize("option", ["--prompts", "--preferences"])
@@ -429,7 +429,7 @@ def test_bad_data_for_evaluation(option, tmp_path, capsys, no_models):
     path = tmp_path / "bad.jsonl"
     path.write_text("{}")
     message = error_of(["evaluate", option, path], capsys)
-    assert message.startswith(f"{path}: no columns for {option[2:]}. Found: none.")
+    assert message.startswith(f"{path}, line 1: the field `input_text` is missing.")
 
 
 @pytest.mark.parametrize(
