@@ -310,7 +310,9 @@ def test_wandb_writes_offline_where_nobody_is_logged_in_and_asks_nobody(tmp_path
     train_stage("sft", small)
     assert b"train/loss" in recorded_offline(tmp_path / "sft")
     base = Scale("smoke").base_model
-    options = {"model": base, "reward_model": base, "output_dir": tmp_path / "ppo"}
+    load_classifier(base).save_pretrained(tmp_path / "judge")
+    load_tokenizer(base).save_pretrained(tmp_path / "judge")
+    options = {"model": base, "reward_model": tmp_path / "judge", "output_dir": tmp_path / "ppo"}
     train_stage("ppo", Scale("smoke").config("ppo", report_to="wandb", **options))
     assert b"ppo/reward_mean" in recorded_offline(tmp_path / "ppo")
     assert all(list((tmp_path / stage / "logs").iterdir()) for stage in ("sft", "ppo"))
