@@ -137,7 +137,7 @@ def test_the_wheel_alone_imports_every_stage_and_names_the_extra_of_the_rest(ins
     programs = install()
     script = """
 import importlib
-for name in "sft reward_model ppo dpo rest rlaif evaluation stages sources streams".split():
+for name in "sft reward_model ppo dpo rest rlaif evaluation stages sources sources.streams".split():
     importlib.import_module(f"rlhf_helpers.{name}")
 for name, extra in (("plots", "course"), ("commands.notebooks", "course"), ("pipelines", "cloud")):
     try:
