@@ -29,13 +29,14 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    options = argparse.Namespace()  # until they are known: a missing extra is an error of parsing
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         _set_globals(getattr(options, "scale", "tiny"))
         return options.command(options) or 0
     except (Exception, KeyboardInterrupt) as error:
         told = _tell(error, can_resume=hasattr(options, "resume"))
-        if told is None or options.debug:
+        if told is None or getattr(options, "debug", False):
             raise
         status, message = told
         if message:
