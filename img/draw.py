@@ -25,24 +25,24 @@ def how_rlhf_works() -> Picture:
     picture.panel(242, 92, 198, 396, "2  Learn the taste")
     picture.panel(456, 92, 316, 396, "3  Practise")
     imitate = picture.stack(
-        42, 138, 170, 34,
+        (42, 138, 170, 34),
         ["people", "People", "write answers"],
         ["data", "Demonstrations", "prompt and answer"],
         ["frozen", "Pretrained model", "only continues text"],
         ["trained", "SFT model", "answers as people do"],
-    )  # fmt: skip
+    )
     taste = picture.stack(
-        256, 138, 170, 34,
+        (256, 138, 170, 34),
         ["frozen", "SFT model", "writes two answers"],
         ["people", "People", "pick the better"],
         ["data", "Preferences", "chosen and rejected"],
         ["trained", "Reward model", "predicts their pick"],
-    )  # fmt: skip
+    )
     picture.stack(
-        470, 138, 288, 34,
+        (470, 138, 288, 34),
         ["data", "Prompts"],
         ["trained", "Policy, trained by PPO", "starts as a copy of the SFT model"],
-    )  # fmt: skip
+    )
     reward = box("frozen", 470, 322, 134, 58, "Reward model", "frozen")
     box("frozen", 624, 322, 134, 58, "SFT model", "frozen")
     tuned = box("trained", 529, 414, 170, 58, "Tuned model", "answers people like")
@@ -61,33 +61,53 @@ def how_rlhf_works() -> Picture:
     return picture.finished()
 
 
+PROMPT = '{"input_text": "r/pets: My cat … [summary]: "}'
+DEMONSTRATION = """\
+{"input_text": "r/pets: My cat … [summary]: ",
+ "output_text": "My cat ignores me."}"""
+PREFERENCE = """\
+{"input_text": "r/pets: My cat … [summary]: ",
+ "candidate_0": "I have a cat.",
+ "candidate_1": "My cat ignores me.",
+ "choice": 1}"""
+RANKING = """\
+{"input_text": "r/pets: My cat … [summary]: ",
+ "candidates": ["I have a cat.",
+     "My cat ignores me.", "It rains."],
+ "ranking": [1, 0, 2]}"""
+
+
 def data_formats() -> Picture:
     """The four kinds of records, and which stage learns from which."""
     picture = Picture(
         "What the data look like", "JSONL: one such object a line. Four records of one post.", 606
     )
     box, arrow = picture.box, picture.arrow
-    start = '{"input_text": "r/pets: My cat … [summary]: "'
     records = (
-        (128, "Demonstration", "an answer to imitate",
-         (start + ",", ' "output_text": "My cat ignores me."}')),
-        (226, "Preference", "which answer is better",
-         (start + ",", ' "candidate_0": "I have a cat.",',
-          ' "candidate_1": "My cat ignores me.",', ' "choice": 1}')),
-        (360, "Ranking", "several answers, the best first",
-         (start + ",", ' "candidates": ["I have a cat.",',
-          '     "My cat ignores me.", "It rains."],', ' "ranking": [1, 0, 2]}')),
-        (494, "Prompt", "for the policy to answer itself", (start + "}",)),
-    )  # fmt: skip
+        (128, "Demonstration", "an answer to imitate", DEMONSTRATION),
+        (226, "Preference", "which answer is better", PREFERENCE),
+        (360, "Ranking", "several answers, the best first", RANKING),
+        (494, "Prompt", "for the policy to answer itself", PROMPT),
+    )
     cards = []
-    for y, name, meaning, lines in records:
+    for y, name, meaning, record in records:
+        lines = record.splitlines()
         picture.write(28, y - 17, name, 14.5, "bold", align="left")
         picture.write(170, y - 17, meaning, colour=QUIET, align="left")
         height = 18 + 18 * len(lines)
         cards.append(box("data", 28, y, 396, height, "", *lines, font="mono", align="left"))
     sft = box("trained", 500, 126, 272, 58, "SFT model", "learns to imitate them", tag="L6")
-    box("trained", 500, 299, 272, 78, "Reward model", "learns to score answers",
-        "as people choose", tag="L7")  # fmt: skip
+    box(
+        "trained",
+        500,
+        299,
+        272,
+        78,
+        "Reward model",
+        "learns to score answers",
+        "as people choose",
+        tag="L7",
+    )
     policy = box("trained", 500, 483, 272, 58, "Policy", "practises, by PPO", tag="L8")
     arrow(cards[0].right, sft.left)
     arrow(cards[1].right, (462, 271), (462, 328), (496, 328))
@@ -98,15 +118,20 @@ def data_formats() -> Picture:
 
 def reward_model() -> Picture:
     """How the reward model is trained, and how it is used."""
-    picture = Picture("The reward model", "From pairs, it learns which answer people like better. "
-                      "Then it scores any answer.", 556)  # fmt: skip
+    picture = Picture(
+        "The reward model",
+        "From pairs, it learns which answer people like better. Then it scores any answer.",
+        556,
+    )
     box, arrow = picture.box, picture.arrow
     picture.panel(28, 92, 744, 248, "Training")
     picture.write(140, 114, "one prompt, two candidates, and people chose one", align="left")
     model = box("trained", 258, 148, 136, 132, "Reward model", "the same one", "for both")
     loss = box("number", 592, 164, 166, 100, "loss = 0.17", "−log σ(1.4 − (−0.3))")
-    for y, which, text, value in ((146, "chosen", "“My cat ignores me.”", "1.4"),
-                                  (222, "rejected", "“I have a cat.”", "−0.3")):  # fmt: skip
+    for y, which, text, value in (
+        (146, "chosen", "“My cat ignores me.”", "1.4"),
+        (222, "rejected", "“I have a cat.”", "−0.3"),
+    ):
         answer = box("data", 42, y, 192, 60, f"prompt + {which}", text)
         number = box("number", 420, y + 10, 146, 40, "", f"r_{which} = {value}")
         arrow(answer.right, (254, y + 30))
@@ -131,14 +156,24 @@ def agent_and_environment() -> Picture:
         "Agent and environment", "Reinforcement learning’s words for what happens.", 640
     )
     box, arrow = picture.box, picture.arrow
-    box("trained", 28, 92, 250, 156, "Agent", "the language model",
-        "policy: π(next token | text so far)")  # fmt: skip
+    box(
+        "trained",
+        28,
+        92,
+        250,
+        156,
+        "Agent",
+        "the language model",
+        "policy: π(next token | text so far)",
+    )
     picture.panel(522, 92, 250, 156, "Environment")
     box("step", 536, 132, 222, 36, "", "appends the token")
     box("frozen", 536, 178, 222, 56, "Reward model", "scores the finished text")
-    for y, text, start, end in ((136, "action: the next token", 282, 518),
-                                (180, "state: prompt + text so far", 518, 282),
-                                (224, "reward: a score, at the end", 518, 282)):  # fmt: skip
+    for y, text, start, end in (
+        (136, "action: the next token", 282, 518),
+        (180, "state: prompt + text so far", 518, 282),
+        (224, "reward: a score, at the end", 518, 282),
+    ):
         arrow((start, y), (end, y))
         picture.write(400, y - 16, text)
     picture.panel(28, 266, 744, 302, "An episode: a post about a cat")
@@ -155,8 +190,9 @@ def agent_and_environment() -> Picture:
         if step < 4:
             picture.write(716, y + 16, "0")
     box("number", 676, 490, 80, 32, "", "1.3")
-    picture.write(92, 547, "In PPO, every token also pays for the KL leash.", colour=QUIET,
-                  align="left")  # fmt: skip
+    picture.write(
+        92, 547, "In PPO, every token also pays for the KL leash.", colour=QUIET, align="left"
+    )
     return picture.finished()
 
 
@@ -168,25 +204,25 @@ def ppo_loop() -> Picture:
     picture.panel(266, 92, 172, 283, "2  Score")
     picture.panel(460, 92, 312, 416, "3  Step")
     _, policy, _, kept = picture.stack(
-        58, 136, 172, 22,
+        (58, 136, 172, 22),
         ["data", "Prompts"],
         ["trained", "Policy", "samples responses;", "value head: values"],
         ["frozen", "Reference, frozen", "reads the same tokens"],
         ["data", "Kept", "responses", "logprobs", "ref_logprobs", "values"],
-    )  # fmt: skip
+    )
     texts, _, scores = picture.stack(
-        280, 136, 144, 34,
+        (280, 136, 144, 34),
         ["data", "Texts", "prompt + response"],
         ["frozen", "Reward model", "frozen"],
         ["number", "Scores"],
-    )  # fmt: skip
+    )
     rewards, _, _, trained = picture.stack(
-        474, 136, 284, 35,
+        (474, 136, 284, 35),
         ["number", "Rewards", "−kl_coef · (logprobs − ref_logprobs)", "+ score, on the last token"],
         ["number", "Advantages", "GAE, from rewards and values"],
         ["number", "Loss", "clipped, of policy and values"],
         ["trained", "Policy and value head", "some epochs of mini-batches"],
-    )  # fmt: skip
+    )
     arrow(policy.right, (255, policy.right[1]), (255, texts.left[1]), texts.left)
     arrow(scores.right, (449, scores.right[1]), (449, rewards.left[1]), rewards.left)
     arrow(kept.right, (456, kept.right[1]))
@@ -233,9 +269,14 @@ def whole_chain() -> Picture:
 PICTURES: dict[str, Callable[[], Picture]] = {
     function.__name__: function
     for function in (
-        how_rlhf_works, data_formats, reward_model, agent_and_environment, ppo_loop, whole_chain,
+        how_rlhf_works,
+        data_formats,
+        reward_model,
+        agent_and_environment,
+        ppo_loop,
+        whole_chain,
     )
-}  # fmt: skip
+}
 
 
 def draw(folder: Path) -> list[Path]:

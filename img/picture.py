@@ -80,9 +80,15 @@ class Picture(Figure):
         self.plane.add_patch(patch)
 
     def write(
-        self, x: float, y: float, text: str, size: float = 13, font: str = "regular",
-        colour: str = INK, align: str = "center",
-    ) -> Text:  # fmt: skip
+        self,
+        x: float,
+        y: float,
+        text: str,
+        size: float = 13,
+        font: str = "regular",
+        colour: str = INK,
+        align: str = "center",
+    ) -> Text:
         """A line of text whose capitals are centred on y, whatever hangs below them."""
         y += 0.36 * size
         return self.plane.text(
@@ -106,9 +112,18 @@ class Picture(Figure):
         return self.write(x + 19, y, tag, 12, "bold", "white")
 
     def box(
-        self, kind: str, x: float, y: float, width: float, height: float, heading: str,
-        *lines: str, font: str = "regular", align: str = "center", tag: str = "",
-    ) -> Box:  # fmt: skip
+        self,
+        kind: str,
+        x: float,
+        y: float,
+        width: float,
+        height: float,
+        heading: str,
+        *lines: str,
+        font: str = "regular",
+        align: str = "center",
+        tag: str = "",
+    ) -> Box:
         """A box with a bold heading, lines of text, and perhaps the name of a notebook."""
         self._shape(kind, x, y, width, height)
         self.kinds.add(kind)
@@ -128,8 +143,12 @@ class Picture(Figure):
         self.boxes.append(Box(x, y, width, height, texts))
         return self.boxes[-1]
 
-    def stack(self, x: float, y: float, width: float, gap: float, *rows: list[str]) -> list[Box]:
-        """Boxes under one another, joined by arrows; a row is a kind, a heading and lines."""
+    def stack(self, place: tuple[float, float, float, float], *rows: list[str]) -> list[Box]:
+        """Boxes under one another, joined by arrows; a row is a kind, a heading and lines.
+
+        `place` is x and y of the first one, the width of all, and the gap between two.
+        """
+        x, y, width, gap = place
         boxes = []
         for kind, *texts in rows:
             boxes.append(self.box(kind, x, y, width, 20 + 19 * len(texts), *texts))
@@ -147,10 +166,16 @@ class Picture(Figure):
             fold = [(right - cut, y), (right - cut, y + cut), (right, y + cut)]
             patch = Polygon([(x, y), fold[0], fold[2], (right, bottom), (x, bottom)])
         if kind == "number":
-            patch = Polygon([
-                (x, middle), (x + cut, y), (right - cut, y),
-                (right, middle), (right - cut, bottom), (x + cut, bottom),
-            ])  # fmt: skip
+            patch = Polygon(
+                [
+                    (x, middle),
+                    (x + cut, y),
+                    (right - cut, y),
+                    (right, middle),
+                    (right - cut, bottom),
+                    (x + cut, bottom),
+                ]
+            )
         if kind == "frozen":
             patch.set_linestyle((0, (3, 2)))
         self._add(patch, "white" if kind == "step" else tint(colour), colour, 1.8)

@@ -1,19 +1,27 @@
 """Answers to the exercises: `checks.gae(gae)` says at once whether yours is right, or why not."""
 
-from rlhf_helpers.checks.cloud import least_roles, valid_together, weekend_cost
+from rlhf_helpers.checks.cloud import least_roles, valid_together
 from rlhf_helpers.checks.data_and_evaluation import (
-    bad_line,
     beta_for_share,
     longer_wins,
     optimal_policy,
     precision_recall,
     preference_record,
-    prompts_needed,
     ranking_scores,
     win_rate,
 )
-from rlhf_helpers.checks.dpo import dpo_loss, implicit_reward, log_ratio_gap
+from rlhf_helpers.checks.dpo import dpo_loss, implicit_reward
 from rlhf_helpers.checks.feedback import Feedback
+from rlhf_helpers.checks.numbers import (
+    bad_line,
+    kept_share_ratio,
+    log_ratio_gap,
+    prompts_needed,
+    questions_asked,
+    score_gap,
+    weekend_cost,
+    weights_in_gigabytes,
+)
 from rlhf_helpers.checks.pipelines import (
     adapted_kl_coeff,
     pipeline_parameters,
@@ -21,15 +29,14 @@ from rlhf_helpers.checks.pipelines import (
     training_steps,
 )
 from rlhf_helpers.checks.ppo import clipped_loss, gae, hacking_curve, masked_mean
-from rlhf_helpers.checks.rest import expected_best, improve_loss, kept_share_ratio
+from rlhf_helpers.checks.rest import expected_best, improve_loss
 from rlhf_helpers.checks.reward_model import (
     bradley_terry_loss,
     kwise_loss,
     last_token_score,
-    score_gap,
 )
-from rlhf_helpers.checks.rlaif import expected_agreement, label_probability, questions_asked
-from rlhf_helpers.checks.sft import labels, lora_parameters, weights_in_gigabytes
+from rlhf_helpers.checks.rlaif import expected_agreement, label_probability
+from rlhf_helpers.checks.sft import labels, lora_parameters
 
 __all__ = [
     "Feedback",

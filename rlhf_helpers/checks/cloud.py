@@ -1,11 +1,10 @@
-"""The exercises of L5: buckets, roles, and what an idle endpoint costs."""
+"""The exercises of L5: buckets and roles."""
 
 import posixpath
 import re
 from typing import Any
 
-from rlhf_helpers.checks.feedback import Feedback, try_function, try_number
-from rlhf_helpers.cloud.cost import ENDPOINT, EXAMPLE_PRICES
+from rlhf_helpers.checks.feedback import Feedback, try_function
 from rlhf_helpers.cloud.setup import BUCKET_ROLE, PROJECT_ROLE
 
 
@@ -59,16 +58,3 @@ def least_roles(answer: Any) -> Feedback:
         message = f"It works without {', '.join(map(str, sorted(extra)))}."
         return Feedback(False, message, "Take away what no step of the pipeline uses.")
     return Feedback(True, "Right: it can run jobs, and touch one bucket. Nothing else.")
-
-
-def weekend_cost(answer: Any) -> Feedback:
-    """Check that `answer` is the price of 63 hours of the example endpoint, to the cent."""
-    cost = 63 * EXAMPLE_PRICES[ENDPOINT]
-    praise = "Right: 63 hours, asked or not. Undeploy first, then go home."
-    too_low = (
-        "Count from Friday 18:00: 6 hours, two whole days, and 9 hours of Monday, times the price."
-    )
-    too_high = (
-        "It was deployed on Friday at 18:00 and is undeployed on Monday at 9:00: 6 + 48 + 9 hours."
-    )
-    return try_number(answer, cost - 0.01, cost + 0.01, praise, too_low, too_high)

@@ -137,12 +137,6 @@ def ranking_scores(answer: Any) -> Feedback:
     )
 
 
-def bad_line(answer: Any) -> Feedback:
-    """Check that `answer` is 3, the number of the line that the reader refuses."""
-    hint = "Call schemas.read_preferences(path): its error names the line, counted from 1."
-    return try_number(answer, 3, 3, 'Right: "1" is a text, 1 is a number.', hint, hint)
-
-
 # ---- L4: evaluation ------------------------------------------------------------------------
 
 
@@ -195,11 +189,3 @@ def precision_recall(answer: Any) -> Feedback:
         "it says.",
         "Precision divides the hits by all that was *said*, recall by all that is *true*.",
     )
-
-
-def prompts_needed(answer: Any) -> Feedback:
-    """Check that `answer` is about 1,067, the prompts for a 95% interval of 0.5 ± 0.03."""
-    praise = "Right: about (1.96 / 0.03)² / 4. Half the interval costs four times."
-    too_low = "The half-width is 1.96 · sqrt(0.25 / n). Solve for n where it is 0.03."
-    too_high = "Fewer will do: solve 1.96 · sqrt(0.25 / n) = 0.03 for n."
-    return try_number(answer, 1000, 1150, praise, too_low, too_high)

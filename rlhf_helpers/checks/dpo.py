@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rlhf_helpers.checks.feedback import Feedback, try_function, try_number
+from rlhf_helpers.checks.feedback import Feedback, try_function
 
 
 def implicit_reward(answer: Any) -> Feedback:
@@ -76,13 +76,3 @@ def dpo_loss(answer: Any) -> Feedback:
         "Right: Bradley and Terry's loss, with log ratios for scores.",
         "Two implicit rewards, beta * (policy - reference); then L7's loss of their difference.",
     )
-
-
-def log_ratio_gap(answer: Any) -> Feedback:
-    """Check that `answer` is about 4.4: the gap of log ratios (nats) for 90% at beta 0.5."""
-    praise = "Right: log(9) / 0.5. With beta 0.05 it is 44 nats: a low beta lets the policy go far."
-    too_low = (
-        "sigmoid(beta * gap) = 0.9. L7 solved it without beta; here beta makes the gap *longer*."
-    )
-    too_high = "sigmoid(beta * gap) = 0.9: log(0.9 / 0.1) divided by beta."
-    return try_number(answer, 4.2, 4.6, praise, too_low, too_high)

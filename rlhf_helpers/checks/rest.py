@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf_helpers.checks.feedback import Feedback, try_function, try_number
+from rlhf_helpers.checks.feedback import Feedback, try_function
 
 
 def improve_loss(answer: Any) -> Feedback:
@@ -41,17 +41,6 @@ def improve_loss(answer: Any) -> Feedback:
         "Right: SFT on what is kept, and nothing else.",
         "rewards > tau is a mask; nll[mask] are the losses that count.",
     )
-
-
-def kept_share_ratio(answer: Any) -> Feedback:
-    """Check that `answer` is P(N(1, 1) > 1) / P(N(0, 1) > 1) = 0.5 / 0.159 = 3.15."""
-    praise = (
-        "Right: from 16% to half. A threshold that stands still soon keeps almost everything, and "
-        "that is why it has to rise."
-    )
-    too_low = "Half of a normal distribution is above its mean; above one deviation more are 16%."
-    too_high = "Above the mean is one half, above one deviation more 16%: divide the two."
-    return try_number(answer, 2.9, 3.4, praise, too_low, too_high)
 
 
 def expected_best(answer: Any) -> Feedback:

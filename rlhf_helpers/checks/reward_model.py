@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rlhf_helpers.checks.feedback import Feedback, try_function, try_number
+from rlhf_helpers.checks.feedback import Feedback, try_function
 from rlhf_helpers.reward_model.losses import kwise_loss as package_kwise_loss
 from rlhf_helpers.reward_model.losses import pairwise_loss
 
@@ -72,14 +72,6 @@ def kwise_loss(answer: Any) -> Feedback:
         "Right: with K = 2 it is the loss of exercise 1.",
         "torch.combinations(scores[ranking]) gives all pairs, the better one first.",
     )
-
-
-def score_gap(answer: Any) -> Feedback:
-    """Check that `answer` is about 2.2, the gap in score at which 9 of 10 prefer the better one."""
-    praise = "Right: log(0.9 / 0.1). And at the same score it is one in two."
-    too_low = "sigmoid(d) = 0.9 means d = log(0.9 / 0.1): the log of the odds."
-    too_high = "sigmoid(d) = 0.9 means d = log(0.9 / 0.1), with the natural logarithm."
-    return try_number(answer, 2.1, 2.3, praise, too_low, too_high)
 
 
 def last_token_score(answer: Any) -> Feedback:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_helpers.checks.feedback import Feedback, try_function, try_number
+from rlhf_helpers.checks.feedback import Feedback, try_function
 
 
 def label_probability(answer: Any) -> Feedback:
@@ -57,11 +57,3 @@ def expected_agreement(answer: Any) -> Feedback:
         "Right: so a labeller that is often right may agree little with people who err.",
         "They agree if both are right, and if both are wrong. Their errors are independent.",
     )
-
-
-def questions_asked(answer: Any) -> Feedback:
-    """Check that `answer` is 30,000: 2,500 rankings of four, every pair asked in both orders."""
-    praise = "Right: six pairs a ranking, two orders a pair."
-    too_low = "Four answers make six pairs, and each is asked about twice."
-    too_high = "Four answers make six pairs, not twelve or sixteen; each is asked about twice."
-    return try_number(answer, 30_000, 30_000, praise, too_low, too_high)

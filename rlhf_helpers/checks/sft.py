@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from rlhf_helpers.checks.feedback import Feedback, try_function, try_number
+from rlhf_helpers.checks.feedback import Feedback, try_function
 
 
 def labels(answer: Any) -> Feedback:
@@ -60,11 +60,3 @@ def lora_parameters(answer: Any) -> Feedback:
         "Right: at rank 16, a matrix of 2,048 × 2,048 is trained with 1.6% of its weights.",
         "A has rank × inputs weights and B outputs × rank.",
     )
-
-
-def weights_in_gigabytes(answer: Any) -> Feedback:
-    """Check that `answer` is about 0.65, the gigabytes of 1.3 billion weights at 4 bits."""
-    praise = "Right: half a byte a weight. At 32 bits it would be 5.2."
-    too_low = "4 bits are half a byte. How many bytes are 1.3 billion halves?"
-    too_high = "4 bits are half a byte, not 4 bytes; a gigabyte is a billion bytes."
-    return try_number(answer, 0.6, 0.75, praise, too_low, too_high)

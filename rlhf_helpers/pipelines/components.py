@@ -130,15 +130,8 @@ def bulk_inference(
     """Let a model answer the evaluation prompts."""
     from rlhf_helpers.pipelines import stages
 
-    predictions.metadata |= stages.predict(
-        model.path,
-        predictions.path,
-        scale,
-        seed,
-        eval_dataset,
-        instruction,
-        target_sequence_length,
-    )
+    held_out = stages.HeldOut(scale, seed, eval_dataset, instruction, target_sequence_length)
+    predictions.metadata |= held_out.predict(model.path, predictions.path)
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -158,13 +151,9 @@ def evaluation(
     """Measure the reward model and the tuned model, and compare both models' answers."""
     from rlhf_helpers.pipelines import stages
 
-    found = stages.evaluate(
+    held_out = stages.HeldOut(scale, seed, eval_dataset, instruction, target_sequence_length)
+    found = held_out.evaluate(
         {"tuned": tuned_model.path, "untuned": sft_model.path, "reward": reward_model.path},
         {"tuned": tuned_predictions.path, "untuned": untuned_predictions.path},
-        scale,
-        seed,
-        eval_dataset,
-        instruction,
-        target_sequence_length,
     )
     stages.log(metrics, found)

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -148,88 +148,84 @@ def train(
     return json.loads((Path(output_dir) / "metrics.json").read_text())["metrics"]
 
 
-def evaluation_data(scale: Scale, eval_dataset: str) -> tuple[list[Prompt], list[Preference]]:
-    """Distinct prompts and pairs to evaluate on; no pairs if the data set has prompts alone.
+@dataclass(frozen=True)
+class HeldOut:
+    """The evaluation prompts and pairs, and how a model answers them.
 
-    A given data set is used whole; of the course's own, 256 prompts and 500 pairs are used.
+    Of the course's own data, 256 prompts and 500 pairs are used; a given data set is used whole.
     """
-    given = local_path(eval_dataset)
-    prompts = read_prompts(given or scale.data("prompts", "test"))
-    pairs: list[Preference] = []
-    if given is None or "choice" in prompts[0]:
-        pairs = read_preferences(given or scale.data("preferences", "test"))
-    prompts = list({record["input_text"]: record for record in prompts}.values())
-    if scale.name == "smoke":
-        return prompts[:16], pairs[:32]
-    return (prompts, pairs) if given else (prompts[:256], pairs[:500])
 
+    scale: str
+    seed: int
+    eval_dataset: str = ""
+    instruction: str = ""
+    target_sequence_length: int = 0
 
-def predict(
-    model: str,
-    output_path: str,
-    scale: str,
-    seed: int,
-    eval_dataset: str = "",
-    instruction: str = "",
-    target_sequence_length: int = 0,
-) -> dict[str, float]:
-    """Answer the evaluation prompts, and write the answers as Vertex AI's bulk inference does."""
-    from rlhf_helpers import generation
-    from rlhf_helpers.models import load_policy, load_tokenizer
+    @property
+    def max_new_tokens(self) -> int:
+        """The most tokens of an answer."""
+        return self.target_sequence_length or MAX_NEW_TOKENS
 
-    records, _ = evaluation_data(Scale(scale, "summarize", seed), eval_dataset)
-    prompts = [format_prompt(record["input_text"], instruction) for record in records]
-    found = generation.respond(
-        load_policy(model),
-        load_tokenizer(model),
-        prompts,
-        seed=seed,
-        max_new_tokens=target_sequence_length or MAX_NEW_TOKENS,
-    )
-    pairs = zip(prompts, found.texts, strict=True)
-    write_jsonl(
-        output_path,
-        ({"inputs": {"inputs_pretokenized": p}, "prediction": text.strip()} for p, text in pairs),
-    )
-    return {"prompts": len(prompts)}
+    def records(self) -> tuple[list[Prompt], list[Preference]]:
+        """Distinct prompts, and pairs; no pairs if the data set has prompts alone."""
+        scale, given = Scale(self.scale, "summarize", self.seed), local_path(self.eval_dataset)
+        prompts = read_prompts(given or scale.data("prompts", "test"))
+        pairs: list[Preference] = []
+        if given is None or "choice" in prompts[0]:
+            pairs = read_preferences(given or scale.data("preferences", "test"))
+        prompts = list({record["input_text"]: record for record in prompts}.values())
+        if scale.name == "smoke":
+            return prompts[:16], pairs[:32]
+        return (prompts, pairs) if given else (prompts[:256], pairs[:500])
 
+    def predict(self, model: str, output_path: str) -> dict[str, float]:
+        """Answer the prompts, and write the answers as Vertex AI's bulk inference does."""
+        from rlhf_helpers import generation
+        from rlhf_helpers.models import load_policy, load_tokenizer
 
-def evaluate(
-    models: dict[str, str],
-    predictions: dict[str, str],
-    scale: str,
-    seed: int,
-    eval_dataset: str = "",
-    instruction: str = "",
-    target_sequence_length: int = 0,
-) -> dict[str, float]:
-    """Measure the tuned policy and the reward model, and compare both models' answers.
+        prompts = [format_prompt(p["input_text"], self.instruction) for p in self.records()[0]]
+        found = generation.respond(
+            load_policy(model),
+            load_tokenizer(model),
+            prompts,
+            seed=self.seed,
+            max_new_tokens=self.max_new_tokens,
+        )
+        pairs = zip(prompts, found.texts, strict=True)
+        answers = (
+            {"inputs": {"inputs_pretokenized": p}, "prediction": t.strip()} for p, t in pairs
+        )
+        write_jsonl(output_path, answers)
+        return {"prompts": len(prompts)}
 
-    `models` maps `tuned`, `untuned` and `reward` to folders, `predictions` maps `tuned` and
-    `untuned` to files. The reward model judges `win_rate`. The annotators' true taste, where it is
-    known, judges `win_rate_gold`.
-    """
-    from rlhf_helpers import evaluation
-    from rlhf_helpers.models import load_policy, load_tokenizer
-    from rlhf_helpers.reward_model import RewardModel
+    def evaluate(self, models: dict[str, str], predictions: dict[str, str]) -> dict[str, float]:
+        """Measure the tuned policy and the reward model, and compare both models' answers.
 
-    prompts, pairs = evaluation_data(Scale(scale, "summarize", seed), eval_dataset)
-    reward_model = RewardModel.from_pretrained(models["reward"])
-    metrics, _ = evaluation.evaluate_policy(
-        load_policy(models["tuned"]),
-        load_tokenizer(models["tuned"]),
-        prompts,
-        reward_model=reward_model,
-        reference=load_policy(models["untuned"]),
-        seed=seed,
-        instruction=instruction,
-        max_new_tokens=target_sequence_length or MAX_NEW_TOKENS,
-    )
-    if pairs:
-        found, _ = evaluation.evaluate_reward_model(reward_model, pairs, instruction)
-        metrics |= found
-    table = evaluation.side_by_side(predictions["tuned"], predictions["untuned"])
-    return metrics | _compare(table, reward_model, metrics.get("gold"))
+        `models` maps `tuned`, `untuned` and `reward` to folders, `predictions` maps `tuned` and
+        `untuned` to files. The reward model judges `win_rate`. The annotators' true taste, where
+        it is known, judges `win_rate_gold`.
+        """
+        from rlhf_helpers import evaluation
+        from rlhf_helpers.models import load_policy, load_tokenizer
+        from rlhf_helpers.reward_model import RewardModel
+
+        prompts, pairs = self.records()
+        reward_model = RewardModel.from_pretrained(models["reward"])
+        metrics, _ = evaluation.evaluate_policy(
+            load_policy(models["tuned"]),
+            load_tokenizer(models["tuned"]),
+            prompts,
+            reward_model=reward_model,
+            reference=load_policy(models["untuned"]),
+            seed=self.seed,
+            instruction=self.instruction,
+            max_new_tokens=self.max_new_tokens,
+        )
+        if pairs:
+            found, _ = evaluation.evaluate_reward_model(reward_model, pairs, self.instruction)
+            metrics |= found
+        table = evaluation.side_by_side(predictions["tuned"], predictions["untuned"])
+        return metrics | _compare(table, reward_model, metrics.get("gold"))
 
 
 def _compare(table: Any, reward_model: Any, gold_tuned: float | None) -> dict[str, float]:

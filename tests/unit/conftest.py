@@ -32,19 +32,37 @@ SIZE = {"vocab_size": len(VOCABULARY), "pad_token_id": 0, "bos_token_id": 1, "eo
 # OPT has dropout in each of the places where it can be.
 CONFIGS: dict[str, PreTrainedConfig] = {
     "opt": OPTConfig(
-        **SIZE, hidden_size=32, word_embed_proj_dim=32, ffn_dim=64, num_hidden_layers=2,
-        num_attention_heads=4, max_position_embeddings=128, init_std=0.2,
-        dropout=0.2, attention_dropout=0.2, layerdrop=0.1,
+        **SIZE,
+        hidden_size=32,
+        word_embed_proj_dim=32,
+        ffn_dim=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        init_std=0.2,
+        dropout=0.2,
+        attention_dropout=0.2,
+        layerdrop=0.1,
     ),
     "gpt2": GPT2Config(
-        **SIZE, n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.2,
-    ),
-    "llama": LlamaConfig(
-        **SIZE, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
+        **SIZE,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=128,
         initializer_range=0.2,
     ),
-}  # fmt: skip
+    "llama": LlamaConfig(
+        **SIZE,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.2,
+    ),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -95,9 +113,13 @@ def make_trainer(make_model, tokenizer) -> Callable[..., PPOTrainer]:
     """
 
     def make(
-        kind: str = "opt", lora: bool = False, model: dict | None = None, critic_model=None,
-        documents=None, **changes,
-    ) -> PPOTrainer:  # fmt: skip
+        kind: str = "opt",
+        lora: bool = False,
+        model: dict | None = None,
+        critic_model=None,
+        documents=None,
+        **changes,
+    ) -> PPOTrainer:
         policy = without_dropout(make_model(kind, **model or {}))
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -125,15 +147,28 @@ def encoder(tmp_path):
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=letters, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]",
+        tokenizer_object=letters,
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
         unk_token="[UNK]",
-    )  # fmt: skip
+    )
     config = DebertaV2Config(
-        vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=64, max_position_embeddings=128, relative_attention=True,
-        position_buckets=16, pos_att_type=["p2c", "c2p"], type_vocab_size=0,
-        pooler_hidden_size=32, pad_token_id=0, num_labels=1, initializer_range=0.2,
-    )  # fmt: skip
+        vocab_size=len(words),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+        relative_attention=True,
+        position_buckets=16,
+        pos_att_type=["p2c", "c2p"],
+        type_vocab_size=0,
+        pooler_hidden_size=32,
+        pad_token_id=0,
+        num_labels=1,
+        initializer_range=0.2,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "encoder")

@@ -41,9 +41,10 @@ def started(monkeypatch) -> Callable[..., tuple[Namespace, dict[str, str]]]:
         launch, "multi_gpu_launcher", lambda to: found.update(one=(to, prepare_multi_gpu_env(to)))
     )
     monkeypatch.setattr(
-        launch, "deepspeed_launcher",
+        launch,
+        "deepspeed_launcher",
         lambda to: found.update(one=(to, prepare_deepspeed_cmd_env(to)[1])),
-    )  # fmt: skip
+    )
 
     def start(name: str, *options: str) -> tuple[Namespace, dict[str, str]]:
         stage = ["-m", "rlhf_helpers", "train", "sft", "--scale", "full"]

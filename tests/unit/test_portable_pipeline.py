@@ -350,7 +350,7 @@ def test_without_the_extra_one_is_told_what_to_install(monkeypatch, capsys):
 def test_own_evaluation_data_may_be_prompts_alone(tmp_path):
     path = tmp_path / "prompts.jsonl"
     write_jsonl(path, [{"input_text": "a"}, {"input_text": "a"}, {"input_text": "b"}])
-    prompts, pairs = stages.evaluation_data(Scale(), str(path))
+    prompts, pairs = stages.HeldOut("tiny", 0, str(path)).records()
     assert [record["input_text"] for record in prompts] == ["a", "b"] and pairs == []
-    prompts, pairs = stages.evaluation_data(Scale("smoke"), "")
+    prompts, pairs = stages.HeldOut("smoke", 0).records()
     assert (len(prompts), len(pairs)) == (16, 32)
