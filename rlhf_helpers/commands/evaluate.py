@@ -33,6 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--reward-model", help="a stage, a folder, or a name of the hub (default: as --reference)"
     )
     parser.add_argument(
+        "--reward-function",
+        action="append",
+        default=[],
+        metavar="FILE.PY:FUNCTION",
+        help="a reward of your own, reported without its weight; may be given several times",
+    )
+    parser.add_argument(
         "--split",
         default="test",
         choices=("validation", "test"),
@@ -46,8 +53,10 @@ def run(options: argparse.Namespace) -> None:
     scale = scales.Scale(options.scale, options.task, options.seed)
     check_settings(options)
     models = find_models(options, scale)
+    from rlhf_helpers.rewards import load_rewards
     from rlhf_helpers.training import read_some
 
+    functions = load_rewards(options.reward_function)
     few, some = {"smoke": (16, 32), "tiny": (None, None)}.get(options.scale, (256, 1000))
     source = options.prompts or scale.source("prompts", options.split)
     prompts = read_some(source, "prompts", few)
@@ -62,7 +71,7 @@ def run(options: argparse.Namespace) -> None:
     if preferences and not models.reward_model:
         raise ValueError("--preferences measure a reward model: name one with --reward-model")
     describe(models, source, len(prompts))
-    report, samples = _measure(models, prompts, preferences, options)
+    report, samples = _measure(models, prompts, preferences, functions, options)
     for name, metrics in report.items():
         print(f"\n{name}")
         print_table(metrics)
@@ -99,7 +108,11 @@ def _check_posts(path: Path, prompts: list[schemas.Prompt]) -> None:
 
 
 def _measure(
-    models: Models, prompts: list, preferences: list, options: argparse.Namespace
+    models: Models,
+    prompts: list,
+    preferences: list,
+    functions: list,
+    options: argparse.Namespace,
 ) -> tuple[dict[str, dict[str, float]], "pd.DataFrame"]:
     """Load the models and measure them: metrics by temperature and of the reward model, samples."""
     from rlhf_helpers.evaluation import evaluate_reward_model, report_policy
@@ -120,6 +133,7 @@ def _measure(
         options.temperatures,
         reference=reference,
         reward_model=reward_model,
+        reward_functions=functions,
         instruction=options.instruction,
         max_new_tokens=options.max_new_tokens,
         seed=options.seed,

@@ -51,6 +51,8 @@ def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
         form = {"action": argparse.BooleanOptionalAction}
     elif option.setting.choices:
         form["choices"] = option.setting.choices
+    elif option.repeated:
+        form["action"], default = "append", "none"
     parser.add_argument(
         "--" + option.name.replace("_", "-"),
         default=argparse.SUPPRESS,

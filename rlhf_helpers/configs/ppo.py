@@ -170,6 +170,14 @@ class PPORunConfig(PPOConfig, StageConfig):
     reward_model: str | Path = setting(
         help="the folder of a reward model (rlaif: where its own goes)"
     )
+    reward_model_weight: float = setting(
+        1.0, "weight of the reward model beside reward functions; 0 leaves it out", at_least=0
+    )
+    reward_function: tuple[str, ...] = setting(
+        (),
+        "a reward of your own, file.py:function or with a weight file.py:function=0.5; it scores "
+        "texts, or (prompt, response, record); may be given several times",
+    )
     ptx_data: Path | None = setting(
         None, "pretraining documents for the pretraining loss, a JSONL file"
     )
@@ -183,6 +191,8 @@ class PPORunConfig(PPOConfig, StageConfig):
         PPOConfig.__post_init__(self)
         if self.ptx_coef and self.ptx_data is None:
             raise ValueError("ptx_coef needs pretraining documents: set ptx_data")
+        if not self.reward_model_weight and not self.reward_function:
+            raise ValueError("reward_model_weight 0 leaves no reward: set reward_function too")
 
 
 @dataclass(kw_only=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 KEY = "setting"  # under which a field's metadata hold its Setting
 
@@ -76,6 +76,7 @@ class Option:
     name: str
     kind: type  # int, float, bool, str or Path; a config, where a stage contains another one
     optional: bool  # whether None is a value
+    repeated: bool  # whether the values are tuples of this kind
     default: Any  # dataclasses.MISSING where there is none
     setting: Setting
 
@@ -95,8 +96,11 @@ def options(config: type | Any) -> list[Option]:
     for field in dataclasses.fields(owner):
         kinds = get_args(field.type) or (field.type,)
         kind: Any = next(kind for kind in kinds if kind is not NoneType)
+        repeated = get_origin(field.type) is tuple
         described = _setting_of(owner, field.name)
-        found.append(Option(field.name, kind, NoneType in kinds, field.default, described))
+        found.append(
+            Option(field.name, kind, NoneType in kinds, repeated, field.default, described)
+        )
     return found
 
 
@@ -120,6 +124,10 @@ def check_settings(config: Any) -> None:
         value = getattr(config, option.name)
         if value is None and option.optional:
             continue
-        if not option.setting.allows(value, option.kind):
-            wanted = option.setting.wanted(option.kind) + (" or None" if option.optional else "")
-            raise ValueError(f"{option.name} is {value!r}: it must be {wanted}")
+        if option.repeated and not isinstance(value, list | tuple):
+            raise ValueError(f"{option.name} is {value!r}: it must be a list")
+        for one in value if option.repeated else [value]:
+            if not option.setting.allows(one, option.kind):
+                wanted = option.setting.wanted(option.kind)
+                wanted += " or None" if option.optional else ""
+                raise ValueError(f"{option.name} is {one!r}: it must be {wanted}")

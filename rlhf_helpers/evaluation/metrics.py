@@ -14,6 +14,7 @@ import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_helpers import generation
+from rlhf_helpers.rewards import Reward
 from rlhf_helpers.schemas import Preference, Prompt, candidate_texts, format_prompt
 
 TEMPERATURES = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
@@ -44,6 +45,7 @@ def evaluate_policy(
     prompts: list[Prompt],
     *,
     reward_model: Scorer | None = None,
+    reward_functions: Sequence[Reward] = (),
     reference: PreTrainedModel | None = None,
     gold: Gold | None = None,
     temperature: float = 1.0,
@@ -54,7 +56,8 @@ def evaluate_policy(
     """Sample one response to each prompt; return the means, and a table with a row a response.
 
     Columns: `prompt`, `response`, `length` (tokens), `eos_rate`; with a reward model `reward`, in
-    standard deviations of the SFT model's samples; with a reference `kl`; and those of `gold`.
+    standard deviations of the SFT model's samples; of each reward function `reward/NAME`, without
+    its weight; with a reference `kl`; and those of `gold`.
     `kl` is KL(q || reference) in nats a response, estimated from the samples: q is the policy at
     `temperature`, the reference stays at temperature 1. Raises ValueError for a temperature below
     0; 0 is greedy.
@@ -73,9 +76,11 @@ def evaluate_policy(
     }
     if responses.log_ratios:
         columns["kl"] = responses.log_ratios
+    whole = [text + answer for text, answer in zip(texts, responses.texts, strict=True)]
     if reward_model is not None:
-        whole = [text + answer for text, answer in zip(texts, responses.texts, strict=True)]
         columns["reward"] = reward_model(whole)
+    for reward in reward_functions:
+        columns[f"reward/{reward.name}"] = reward(whole, texts, columns["response"], prompts)
     if gold is not None:
         columns |= gold(texts, columns["response"])
     table = pd.DataFrame(columns)

@@ -38,8 +38,8 @@ def report_policy(
     interval: how often the policy's answer has a higher reward than the reference's answer to the
     same prompt at the same temperature; `win_rate_gold` where gold is known; and the reference's
     own `reference_reward`, `reference_gold` and `reference_length`, whose rise at low temperatures
-    needs no training. The samples have a row for each prompt and temperature: `prompt`,
-    `temperature`, `reference`, `policy`.
+    needs no training, and what each reward function gives it. The samples have a row for each
+    prompt and temperature: `prompt`, `temperature`, `reference`, `policy`.
     """
     report, samples = {}, []
     for temperature in temperatures:
@@ -50,7 +50,7 @@ def report_policy(
         if reference is not None:
             own, before = evaluate_policy(reference, tokenizer, prompts, **settings)
             found |= _win_rates(table, before)
-            shared = (name for name in ("reward", "gold", "length") if name in own)
+            shared = (n for n in own if n in ("reward", "gold", "length") or "reward/" in n)
             found |= {f"reference_{name}": own[name] for name in shared}
             shown["reference"] = before["response"]
         report[temperature_name(temperature)] = found

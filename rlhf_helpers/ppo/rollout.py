@@ -1,6 +1,7 @@
 """What one sampling leaves for several updates, and the log-probs that go with it."""
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -29,8 +30,10 @@ class Rollout(Tokens):
     ref_logprobs: Tensor  # (B, R) of the same tokens under the reference
     values: Tensor | None  # (B, R) expected return before each token; None without a critic
     ended: Tensor  # (B,) bool, False if the response was cut off
+    prompts: list[str]
     responses: list[str]
     texts: list[str]  # prompt and response: what a reward model reads
+    records: list[Mapping[str, Any]]  # the data's record of each prompt: what a program may check
     seconds: float  # that sampling took
     logprob_gap: float | None = None  # mean |sampled - recomputed| log-prob, where recomputed
 
@@ -87,6 +90,7 @@ def sample_rollout(
     config: PPOConfig,
     generator: torch.Generator,
     *,
+    records: Sequence[Mapping[str, Any]] | None = None,
     reference: PreTrainedModel | None,
     first_adapter: dict[str, Tensor] | None,
     critic: PreTrainedModel | None,
@@ -101,6 +105,7 @@ def sample_rollout(
     if value_head is not None:
         values = token_values(value_head, critic, samples.hidden, tokens) * samples.response_mask
     responses = generation.decode(tokenizer, samples)
+    records = [{"input_text": prompt} for prompt in prompts] if records is None else records
     return Rollout(
         prompt_ids=tokens.prompt_ids.repeat_interleave(repeat, 0),
         prompt_mask=tokens.prompt_mask.repeat_interleave(repeat, 0),
@@ -110,8 +115,10 @@ def sample_rollout(
         ref_logprobs=reference_logprobs(policy, reference, first_adapter, tokens, config),
         values=values,
         ended=samples.ended,
+        prompts=[prompt for prompt in prompts for _ in range(repeat)],
         responses=[response.strip() for response in responses],
         texts=[prompts[i // repeat] + response for i, response in enumerate(responses)],
+        records=[record for record in records for _ in range(repeat)],
         seconds=time.perf_counter() - started,
         logprob_gap=gap,
     )

@@ -23,6 +23,7 @@ from rlhf_helpers.ppo import critic
 from rlhf_helpers.ppo.trainer import PPOTrainer
 from rlhf_helpers.prompts import cut_prompt, prompt_room
 from rlhf_helpers.reward_model import RewardModel
+from rlhf_helpers.rewards import Rewards, load_rewards
 from rlhf_helpers.schemas import Prompt, format_prompt, read_texts
 from rlhf_helpers.sources import read_file, streams
 from rlhf_helpers.training import Result, interrupts, log_writer, resumable, save_stage
@@ -31,23 +32,33 @@ from rlhf_helpers.training.checkpoints import load_checkpoint, save_checkpoint, 
 
 def prompt_batches(records: list[Prompt], config: PPORunConfig) -> list[list[str]]:
     """The formatted prompts of every step, drawn without repeats until all have been used."""
+    batches = record_batches(records, config)
+    return [[formatted(record, config) for record in batch] for batch in batches]
+
+
+def record_batches(records: list[Prompt], config: PPORunConfig) -> list[list[Prompt]]:
+    """The records of these prompts, for rewards that read their other fields."""
     per_step = config.batch_size // config.samples_per_prompt
     generator = torch.Generator().manual_seed(config.seed)
     order: list[int] = []
     while len(order) < config.steps * per_step:
         order += torch.randperm(len(records), generator=generator).tolist()
-    texts = [format_prompt(records[i]["input_text"], config.instruction) for i in order]
-    return [texts[i * per_step : (i + 1) * per_step] for i in range(config.steps)]
+    drawn = [records[i] for i in order]
+    return [drawn[i * per_step : (i + 1) * per_step] for i in range(config.steps)]
 
 
-def streamed_prompt_batches(config: PPORunConfig) -> Iterator[list[str]]:
+def formatted(record: Prompt, config: PPORunConfig) -> str:
+    """The prompt of a record as the policy reads it."""
+    return format_prompt(record["input_text"], config.instruction)
+
+
+def streamed_batches(config: PPORunConfig) -> Iterator[list[Prompt]]:
     """The same from a named source, read while the steps go on, and from its start again."""
     per_step = config.batch_size // config.samples_per_prompt
     epochs = (streams.stream(config.data, "prompts", config.seed + i) for i in itertools.count())
     records = itertools.chain.from_iterable(epochs)
     for _ in range(config.steps):
-        batch = itertools.islice(records, per_step)
-        yield [format_prompt(record["input_text"], config.instruction) for record in batch]
+        yield list(itertools.islice(records, per_step))
 
 
 @resumable
@@ -60,8 +71,12 @@ def train(config: PPORunConfig, resume: bool = False) -> Result:
     """
     processes.start()
     batches, documents = _batches(config), _documents(config)
+    functions = load_rewards(config.reward_function)
     check_policy(config.model, config.max_new_tokens)
-    reward_model = RewardModel.from_pretrained(config.reward_model)
+    reward_model = None
+    if config.reward_model_weight:
+        reward_model = RewardModel.from_pretrained(config.reward_model)
+    rewards = Rewards(reward_model, functions, config.reward_model_weight)
     trainer = _make_trainer(config, reward_model, documents)
     room = prompt_room(trainer.tokenizer, config.max_new_tokens, config.max_prompt_length)
     checkpoint = start_stage(config, resume)
@@ -71,11 +86,12 @@ def train(config: PPORunConfig, resume: bool = False) -> Result:
     with log_writer(config, len(history) if checkpoint else None) as writer:
         steps = range(len(history), config.steps)
         progress = tqdm(steps, initial=len(history), total=config.steps, disable=not main)
-        for step, prompts in zip(progress, batches, strict=False):
-            own = prompts[processes.rank() :: processes.count()]
-            own = [cut_prompt(prompt, trainer.tokenizer, room) for prompt in own]
-            rollout = trainer.rollout(own)
-            history.append(trainer.step(rollout, reward_model(rollout.texts)))
+        for step, batch in zip(progress, batches, strict=False):
+            records = batch[processes.rank() :: processes.count()]
+            prompts = [cut_prompt(formatted(r, config), trainer.tokenizer, room) for r in records]
+            rollout = trainer.rollout(prompts, records)
+            scores, means = rewards(rollout)
+            history.append(trainer.step(rollout, scores) | means)
             if writer is not None:
                 for name, value in history[-1].items():
                     writer.add_scalar(f"ppo/{name}", value, step)
@@ -89,11 +105,11 @@ def train(config: PPORunConfig, resume: bool = False) -> Result:
     return _finish(config, policy, trainer.tokenizer, history)
 
 
-def _batches(config: PPORunConfig) -> Iterable[list[str]]:
-    """The formatted prompts of every step, from a file or a stream."""
+def _batches(config: PPORunConfig) -> Iterable[list[Prompt]]:
+    """The records of every step, from a file or a stream."""
     if streams.is_stream(config.data):
-        return streamed_prompt_batches(config)
-    return prompt_batches(read_file(config.data, "prompts"), config)
+        return streamed_batches(config)
+    return record_batches(read_file(config.data, "prompts"), config)
 
 
 def _documents(config: PPORunConfig) -> list[str] | None:
@@ -104,7 +120,7 @@ def _documents(config: PPORunConfig) -> list[str] | None:
 
 
 def _make_trainer(
-    config: PPORunConfig, reward_model: RewardModel, documents: list[str] | None
+    config: PPORunConfig, reward_model: RewardModel | None, documents: list[str] | None
 ) -> PPOTrainer:
     """Load the policy and its tokenizer, and make a trainer."""
     tokenizer, policy = load_tokenizer(config.model), _load_policy(config)
@@ -122,16 +138,15 @@ def _load_policy(config: PPORunConfig) -> PreTrainedModel:
 
 def _critic_start(
     config: PPORunConfig,
-    reward_model: RewardModel,
+    reward_model: RewardModel | None,
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
 ) -> PreTrainedModel | None:
     """What a separate critic starts from: the reward model if it fits, else (None) the policy."""
-    if config.critic == "separate" and critic.fits(
-        reward_model.model, reward_model.tokenizer, policy, tokenizer
-    ):
-        return reward_model.model
-    return None
+    if config.critic != "separate" or reward_model is None:
+        return None
+    fits = critic.fits(reward_model.model, reward_model.tokenizer, policy, tokenizer)
+    return reward_model.model if fits else None
 
 
 def _save(config: PPORunConfig, trainer: PPOTrainer, history: list[dict]) -> None:

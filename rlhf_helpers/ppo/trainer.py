@@ -9,7 +9,8 @@ whole model.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -96,14 +97,20 @@ class PPOTrainer:
         if config.ptx_coef:
             self.pretraining = Pretraining(policy, tokenizer, documents, config.ptx_coef, seed)
 
-    def rollout(self, prompts: list[str]) -> Rollout:
-        """Sample K responses to each formatted prompt, with all that `step` needs of them."""
+    def rollout(
+        self, prompts: list[str], records: Sequence[Mapping[str, Any]] | None = None
+    ) -> Rollout:
+        """Sample K responses to each formatted prompt, with all that `step` needs of them.
+
+        `records` are those of the prompts, one each, for rewards that read their other fields.
+        """
         return sample_rollout(
             self.policy,
             self.tokenizer,
             prompts,
             self.config,
             self.sampling,
+            records=records,
             reference=self.reference,
             first_adapter=self.first_adapter,
             critic=self.critic,

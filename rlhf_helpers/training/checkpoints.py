@@ -68,6 +68,8 @@ def began_with(config: StageConfig) -> dict[str, Any]:
         if name.rpartition(".")[2] not in FREE:
             content = _content(value) if isinstance(value, str) else None
             found[name if content is None else f"content of {name}"] = content or value
+            for path in _programs(value):
+                found[f"content of {path}"] = _content(path)
     versions = {f"version of {name}": importlib.metadata.version(name) for name in PACKAGES}
     precision = {"matmul precision": matmul_precision(), "device": default_device().type}
     return found | versions | precision | {"processes": processes.count()}
@@ -79,6 +81,12 @@ def _flat(values: dict[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flat(value, f"{start}{name}.")
         else:
             yield start + name, value
+
+
+def _programs(value: Any) -> list[str]:
+    """The files of a list of reward functions, each named as `file.py:function`."""
+    names = value if isinstance(value, list) else []
+    return [name.partition(".py:")[0] + ".py" for name in names if ".py:" in name]
 
 
 def _content(text: str) -> str | None:

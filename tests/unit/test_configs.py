@@ -114,6 +114,9 @@ BAD = [
     ("ppo", "score_clip", 0.0, f"{POSITIVE} or None"),
     ("ppo", "ptx_coef", -1.0, NOT_NEGATIVE),
     ("ppo", "max_prompt_length", 0, COUNT),
+    ("ppo", "reward_model_weight", -1.0, NOT_NEGATIVE),
+    ("ppo", "reward_function", "mine.py:brevity", "a list"),
+    ("rlaif", "reward_function", None, "a list"),
     ("ppo", "save_steps", 0, COUNT),
     ("ppo", "seed", -1, SEED),
     ("rlaif", "labels", 0, COUNT),
@@ -165,6 +168,16 @@ TOGETHER = [
         {"gradient_accumulation_steps": 3},
         "mini_batch_size 32 must be a multiple of 12: gradient_accumulation_steps 3 times "
         "samples_per_prompt 4",
+    ),
+    (
+        "ppo",
+        {"reward_model_weight": 0.0},
+        "reward_model_weight 0 leaves no reward: set reward_function too",
+    ),
+    (
+        "ppo",
+        {"reward_function": ["mine.py:brevity", 3]},
+        "reward_function is 3: it must be a text",
     ),
     (
         "ppo",

@@ -151,7 +151,7 @@ def test_a_run_with_options_resumes_exactly(config, monkeypatch):
 def test_a_separate_critic_of_a_run_starts_from_the_reward_model(config, monkeypatch):
     starts, reward = [], load_file(config().reward_model / "model.safetensors")
 
-    def rollout(self, prompts):
+    def rollout(self, *_):
         starts.append({f"model.{k}": v for k, v in self.critic.state_dict().items()})
         raise KeyboardInterrupt
 
@@ -169,9 +169,9 @@ def break_at(step: int, monkeypatch, what: str) -> None:
     rollout, done = PPOTrainer.rollout, []
     score = RewardModel.__call__
 
-    def broken_rollout(self, prompts):
+    def broken_rollout(self, *arguments):
         done.append(1)
-        found = rollout(self, prompts)
+        found = rollout(self, *arguments)
         if what == "loss" and len(done) > step:
             found.values[2] = torch.inf
         return found
