@@ -57,6 +57,19 @@ SMOKE: dict[str, dict] = {
     "rlaif": {"labels": 32},
 }
 
+# What the head `answer_tokens` is trained with, at every scale. Its features are computed once, so
+# that six passes over them cost a few seconds.
+ANSWER_TOKENS = {
+    "head": "answer_tokens",
+    "epochs": 6,
+    "batch_size": 32,
+    "learning_rate": 2e-3,
+    "lr_scheduler_type": "constant",
+    "warmup_steps": 0,
+    "lora_rank": 0,
+    "bits": 32,
+}
+
 # A quarter of the rankings, best against worst, is enough for DPO to reach what PPO reaches.
 TINY: dict[str, dict] = {"dpo": {"pairs": 640}, "rlaif": {"steps": 20}}
 
@@ -239,6 +252,8 @@ class Scale:
     def config(self, stage: str, **changes: object) -> StageConfig:
         """The stage's config at this scale, with some fields changed.
 
+        A reward model with the head `answer_tokens` starts from the language model that SFT starts
+        from, with settings of its own.
         Raises ValueError for an unknown stage, or a value that the config does not take.
         """
         if stage not in STAGES:
@@ -246,7 +261,10 @@ class Scale:
         found, at_scale = STAGES[stage], SETTINGS[self.name]
         values: dict = {"seed": self.seed, "output_dir": self.dir(stage)}
         values |= at_scale.get(found.settings_of, {}) | at_scale.get(stage, {})
-        return found.config(**values | found.inputs(self) | changes)
+        values |= found.inputs(self)
+        if stage == "reward" and changes.get("head", values.get("head")) == "answer_tokens":
+            values |= ANSWER_TOKENS | {"model": self.base_model}
+        return found.config(**values | changes)
 
 
 # PPO settings that push hard enough to show reward hacking at `tiny`; its cure is `kl_coef` alone.

@@ -5,6 +5,7 @@ named here are kept. Reading is strict: the first bad record raises one `DataErr
 line and remedy, before any training starts. `sources` maps other people's records to these.
 """
 
+import re
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -13,6 +14,8 @@ from typing import Any, NotRequired, TypedDict
 
 from rlhf_helpers.jsonl import DataError, Record, StrPath, read_records, shown
 from rlhf_helpers.jsonl import write_jsonl as write_jsonl  # for those who also read records
+
+PROMPT_END = re.compile(r"\[(summary|continued)\]:")  # the little world's prompts end with one
 
 
 class Preference(TypedDict):
@@ -93,6 +96,21 @@ def format_prompt(input_text: str, instruction: str = "") -> str:
 def format_response(output_text: str) -> str:
     """Return the response as it follows a formatted prompt: one blank, then the text."""
     return " " + output_text.strip()
+
+
+def split_text(text: str) -> tuple[str, str]:
+    """Split a whole text behind the first `[summary]:` or `[continued]:`: prompt and response.
+
+    Raises ValueError for a text without such a mark.
+    """
+    mark = PROMPT_END.search(text)
+    if mark is None:
+        raise ValueError(
+            f"where the prompt ends is unknown, since no [summary]: or [continued]: stands in "
+            f"{text[:60]!r}. Give prompts and responses apart: reward_model.score(prompts, "
+            "responses)"
+        )
+    return text[: mark.end()], text[mark.end() :]
 
 
 def candidate_texts(record: Preference, instruction: str = "") -> tuple[str, str]:

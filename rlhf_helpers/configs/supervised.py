@@ -6,6 +6,7 @@ from pathlib import Path
 from rlhf_helpers.configs.base import TRLStageConfig
 from rlhf_helpers.configs.settings import setting
 
+HEADS = ("last_token", "answer_tokens")
 OBJECTIVES = ("order", "scores")
 LOSS_TYPES = ("sigmoid", "ipo")
 
@@ -30,6 +31,13 @@ class RewardConfig(TRLStageConfig):
         help="whose samples are worth 0 on average, with standard deviation 1"
     )
     prompts: str | Path = setting(help="prompts for those samples, a JSONL file")
+    head: str = setting(
+        "last_token",
+        "'last_token' trains the model and a linear head on the state of the text's last token; "
+        "'answer_tokens' trains a small network alone, which scores every token of the answer from "
+        "a frozen language model's state and log-probs, and takes the mean",
+        choices=HEADS,
+    )
     pairs: int | None = setting(
         None, "how many pairs, or rankings, to use; None takes all", at_least=1
     )
@@ -53,6 +61,14 @@ class RewardConfig(TRLStageConfig):
         256, "prompts that the scores are standardised on", at_least=2
     )
     save_steps: int = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.head == "answer_tokens" and self.lora_rank:
+            raise ValueError(
+                "the head answer_tokens leaves the language model as it is: set lora_rank to 0, or "
+                "the head to last_token"
+            )
 
 
 @dataclass(kw_only=True)

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 # What classifiers call the layers above the trunk: new, so they are trained whole and kept exact.
 HEADS = ["score", "classifier", "pooler"]
+HEAD_FILE = "reward_head.safetensors"  # a reward model's head beside a frozen language model
 
 
 def existing(path: str | Path) -> str | Path:

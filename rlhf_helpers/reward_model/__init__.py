@@ -1,8 +1,9 @@
 """Stage 2: the reward model, which scores a text the way the annotators would.
 
-`losses` has the maths, `model` the class that scores, `pairs` and `kwise` what they are trained
-with, `run` goes from folders to a folder. `label_noise` and `learning_curve` train it again and
-again, to find out about its data.
+`losses` has the maths and `model` the classes that score. A classifier is trained by `pairs` or
+`kwise`; a head that scores the tokens of answers (`answer_tokens`) by `fit_head`. `run` goes from
+folders to a folder. `label_noise` and `learning_curve` train reward models again and again, to find
+out about their data.
 """
 
 from rlhf_helpers.configs import RewardConfig
@@ -13,11 +14,12 @@ from rlhf_helpers.reward_model.kwise import (
     standardise_by_annotator,
 )
 from rlhf_helpers.reward_model.losses import kwise_loss, pairwise_loss, ranked_pairs
-from rlhf_helpers.reward_model.model import RewardModel, append_eos
+from rlhf_helpers.reward_model.model import AnswerTokenRewardModel, RewardModel, append_eos
 from rlhf_helpers.reward_model.pairs import PairTrainer, encode_pairs
 from rlhf_helpers.reward_model.run import reward_trainer, train
 
 __all__ = [
+    "AnswerTokenRewardModel",
     "KwiseTrainer",
     "PairTrainer",
     "RewardConfig",

@@ -20,7 +20,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase,
 from trl import RewardConfig as TRLConfig
 
 from rlhf_helpers import processes
-from rlhf_helpers.reward_model.losses import kwise_loss, ranked_pairs
+from rlhf_helpers.reward_model.losses import Places, kwise_loss, ranked_pairs
 from rlhf_helpers.schemas import Ranking, format_prompt, format_response
 
 
@@ -37,20 +37,29 @@ def encode_rankings(
         prompt = format_prompt(record["input_text"], instruction)
         texts = [prompt + format_response(candidate) for candidate in record["candidates"]]
         ids = tokenizer(texts, truncation=True)["input_ids"]
-        kept: list[list[int]] = []
-        ranking: list[list[int]] = []
-        for group in record["ranking"]:
-            place = []
-            for candidate in group if isinstance(group, list) else [group]:
-                if ids[candidate] not in kept:
-                    place.append(len(kept))
-                    kept.append(ids[candidate])
-            ranking += [place] if place else []
+        kept, ranking = distinct(ids, record["ranking"])
         if len(ranking) > 1:
             annotator, length = record.get("annotator", ""), max(map(len, kept))
             row = {"candidate_ids": kept, "ranking": ranking, "length": length}
             rows.append(row | {"annotator": annotator})
     return rows
+
+
+def distinct(candidates: Sequence[Any], ranking: Places) -> tuple[list[Any], list[list[int]]]:
+    """Return the different candidates, best first, and their ranking with every place as a list.
+
+    Of equal candidates the best placed one stays.
+    """
+    kept: list[Any] = []
+    places: list[list[int]] = []
+    for group in ranking:
+        place = []
+        for candidate in group if isinstance(group, Sequence) else [group]:
+            if candidates[candidate] not in kept:
+                place.append(len(kept))
+                kept.append(candidates[candidate])
+        places += [place] if place else []
+    return kept, places
 
 
 def add_rank_scores(rows: list[dict]) -> None:
@@ -129,20 +138,14 @@ class KwiseTrainer(Trainer):
         """`kwise_loss` (or squared error, for the objective `scores`), and the centring."""
         batch = (inputs["input_ids"], inputs["attention_mask"], inputs["sizes"])
         scores = self.raw_scores(model, *batch)
-        better, worse, weights = ranked_pairs(inputs["rankings"])
-        weights = weights.to(scores)
         if self.objective == "scores":
             loss = mse_loss(scores, inputs["targets"])
         else:
-            split = scores.split(inputs["sizes"].tolist())
-            loss = kwise_loss(split, inputs["rankings"], self.label_smoothing)
-            # Eisenstein et al. 2023, as TRL weighs it
-            sums = scores[better] + scores[worse]
-            loss = loss + self.args.center_rewards_coefficient * (weights * sums**2).sum()
-        gaps = (scores[better] - scores[worse]).detach()
-        self.numbers["accuracy"].append((weights * (gaps > 0)).sum().item())
-        self.numbers["margin"].append((weights * gaps).sum().item())
-        self.numbers["mean_reward"].append(scores.mean().item())
+            split, rankings = scores.split(inputs["sizes"].tolist()), inputs["rankings"]
+            loss = kwise_loss(split, rankings, self.label_smoothing)
+            loss = loss + self.args.center_rewards_coefficient * centring(scores, rankings)
+        for name, value in ranking_metrics(scores, inputs["rankings"]).items():
+            self.numbers[name].append(value)
         return (loss, {"logits": scores[:, None]}) if return_outputs else loss
 
     def raw_scores(
@@ -162,6 +165,23 @@ class KwiseTrainer(Trainer):
             logs[name] = sum(values) / len(values)
         self.numbers.clear()
         super().log(logs, start_time)
+
+
+def centring(scores: Tensor, rankings: Sequence[Places]) -> Tensor:
+    """Mean squared sum of a pair's scores (Eisenstein et al. 2023), as TRL weighs it."""
+    better, worse, weights = ranked_pairs(rankings)
+    return (weights.to(scores) * (scores[better] + scores[worse]) ** 2).sum()
+
+
+def ranking_metrics(scores: Tensor, rankings: Sequence[Places]) -> dict[str, float]:
+    """What is logged of a batch of raw scores: accuracy and mean gap of pairs, mean score."""
+    better, worse, weights = ranked_pairs(rankings)
+    gaps, weights = (scores[better] - scores[worse]).detach(), weights.to(scores)
+    return {
+        "accuracy": (weights * (gaps > 0)).sum().item(),
+        "margin": (weights * gaps).sum().item(),
+        "mean_reward": scores.mean().item(),
+    }
 
 
 @torch.no_grad()

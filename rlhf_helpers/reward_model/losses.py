@@ -53,7 +53,10 @@ def ranked_pairs(rankings: Sequence[Places]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def kwise_loss(
-    scores: Sequence[Tensor], rankings: Sequence[Places], label_smoothing: float = 0.0
+    scores: Sequence[Tensor],
+    rankings: Sequence[Places],
+    label_smoothing: float = 0.0,
+    margins: Tensor | float = 0.0,
 ) -> Tensor:
     """Mean of -log sigmoid(better - worse) over a prompt's C(K,2) pairs, then over the prompts.
 
@@ -61,11 +64,12 @@ def kwise_loss(
     may differ between prompts; `rankings` lists their indices, best first, a tie as a list inside:
     `[2, [0, 3], 1]`. A tied pair contributes nothing, to the sum or to the number of pairs; a
     batch of nothing but ties costs 0. Every answer's score is computed once, not once a pair.
+    `margins` (P,), one for each of the `ranked_pairs`, are taken off as in `pairwise_loss`.
     """
     flat = torch.cat(list(scores))
     better, worse, weights = ranked_pairs(rankings)
     gap = flat[better] - flat[worse]
-    losses = -logsigmoid(gap)
+    losses = -logsigmoid(gap - margins)
     if label_smoothing:
-        losses = (1 - label_smoothing) * losses - label_smoothing * logsigmoid(-gap)
+        losses = (1 - label_smoothing) * losses - label_smoothing * logsigmoid(-gap - margins)
     return (weights.to(flat) * losses).sum()

@@ -1,23 +1,36 @@
-"""The reward model: it scores a text the way the annotators would.
+"""The reward model: it scores an answer to a prompt the way the annotators would.
 
-Any sequence classifier with one label will do. Its tokenizer appends EOS itself, so that a plain
-transformers `pipeline` gives the same raw score; ours is standardised besides: 0 is the average
-sample of the SFT model, 1 its standard deviation. The constants live in the model's config.
+There are two kinds, and `RewardModel.from_pretrained` loads either of them. `RewardModel` is any
+sequence classifier with one label, whose head reads the last token's state. Its tokenizer appends
+EOS itself, so that a plain transformers `pipeline` gives the same raw score. In an
+`AnswerTokenRewardModel` a head scores every token of the answer (see `answer_tokens`).
+
+Scores are standardised: 0 is the average sample of the SFT model, 1 the standard deviation of its
+samples. The constants live in the config of the classifier or language model, and so does the kind.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_helpers.models import load_classifier, load_tokenizer
+from rlhf_helpers.models import load_classifier, load_policy, load_tokenizer, loading
+from rlhf_helpers.reward_model.answer_tokens import (
+    AnswerTokenHead,
+    encode_answers,
+    feature_batches,
+    feature_size,
+    load_head,
+)
 from rlhf_helpers.reward_model.kwise import can_share, shared_prompt_scores
+from rlhf_helpers.schemas import split_text
 
 
 class RewardModel:
-    """A trained reward model: call it with texts (prompt and response), get their scores."""
+    """A trained reward model: `score` takes prompts and responses, a call takes whole texts."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
         self.model, self.tokenizer = model.eval(), tokenizer
@@ -26,7 +39,13 @@ class RewardModel:
     @classmethod
     def from_pretrained(cls, path: str | Path) -> "RewardModel":
         """Load a reward model that `train` has saved, or any trained one-label classifier."""
-        return cls(load_classifier(path, trained=True), load_tokenizer(path))
+        with loading(path):
+            config = AutoConfig.from_pretrained(path)
+        if getattr(config, "reward_head", "last_token") == "answer_tokens":
+            model = load_policy(path)
+            head = load_head(path, feature_size(model))
+            return AnswerTokenRewardModel(model, load_tokenizer(path), head)
+        return RewardModel(load_classifier(path, trained=True), load_tokenizer(path))
 
     @torch.no_grad()
     def raw_scores(self, texts: list[str], batch_size: int = 16) -> Tensor:
@@ -59,17 +78,66 @@ class RewardModel:
                 return shared_prompt_scores(self.model, *batch).float().cpu()
         return self.model(**padded).logits[:, 0].float().cpu()
 
+    def raw_answer_scores(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
+        """Raw scores (B,) of responses as they stand after their prompt, with the blank in front.
+
+        The prompts are formatted, and there is one for each response.
+        """
+        return self.raw_scores([p + r for p, r in zip(prompts, responses, strict=True)])
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        """Standardised scores of responses, each with its prompt: see `raw_answer_scores`."""
+        return self._standardised(self.raw_answer_scores(prompts, responses))
+
     def __call__(self, texts: list[str]) -> list[float]:
-        """Standardised scores, in standard deviations of the SFT model's samples."""
+        """Standardised scores of whole texts, each a prompt and its response."""
+        return self._standardised(self.raw_scores(texts))
+
+    def _standardised(self, scores: Tensor) -> list[float]:
+        """Scores in standard deviations of the SFT model's samples."""
         mean = getattr(self.model.config, "reward_mean", 0.0)
         deviation = getattr(self.model.config, "reward_std", 1.0)
-        return ((self.raw_scores(texts) - mean) / deviation).tolist()
+        return ((scores - mean) / deviation).tolist()
 
-    def standardise(self, texts: list[str]) -> None:
-        """Set the constants so that these texts have mean 0 and standard deviation 1."""
-        scores = self.raw_scores(texts)
+    def standardise(self, scores: Tensor) -> None:
+        """Set the constants so that these raw scores (B,) get mean 0 and standard deviation 1."""
         self.model.config.reward_mean = scores.mean().item()
         self.model.config.reward_std = max(scores.std().item(), 1e-6)
+
+
+class AnswerTokenRewardModel(RewardModel):
+    """A frozen language model `model`, and the `head` that scores the tokens of answers."""
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, head: AnswerTokenHead
+    ):
+        super().__init__(model, tokenizer)
+        self.head = head.to(model.device).eval()
+        model.config.reward_head = "answer_tokens"
+
+    @torch.no_grad()
+    def raw_answer_scores(
+        self, prompts: Sequence[str], responses: Sequence[str], batch_size: int = 64
+    ) -> Tensor:
+        """Raw scores (B,), about `batch_size` answers at a time; each prompt is read once."""
+        encoded, scores = encode_answers(self.tokenizer, prompts, responses), []
+        order: list[int] = []
+        batches = feature_batches(self.model, self.tokenizer, encoded, batch_size)
+        for numbers, features, lengths in batches:
+            order += numbers
+            scores.append(self.head(features, lengths).cpu())
+        found = torch.zeros(len(encoded))
+        found[order] = torch.cat(scores) if scores else found
+        return found
+
+    def raw_scores(self, texts: list[str], batch_size: int = 64) -> Tensor:
+        """Raw scores (B,) of texts whose prompt ends with a mark such as `[summary]:`.
+
+        Raises ValueError for a text without one: call `score` with prompts and responses then.
+        """
+        parts = [split_text(text) for text in texts]
+        prompts, responses = [part[0] for part in parts], [part[1] for part in parts]
+        return self.raw_answer_scores(prompts, responses, batch_size)
 
 
 def beginning_alike(encoded: list[list[int]]) -> list[list[int]]:

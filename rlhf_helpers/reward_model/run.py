@@ -18,6 +18,7 @@ from rlhf_helpers.models import (
 )
 from rlhf_helpers.models.compatibility import check_policy, check_vocabulary
 from rlhf_helpers.prompts import cut_prompt, prompt_room
+from rlhf_helpers.reward_model.fit_head import Fitted, count_rows, fit_head
 from rlhf_helpers.reward_model.kwise import KwiseTrainer, add_rank_scores, encode_rankings
 from rlhf_helpers.reward_model.model import RewardModel, append_eos
 from rlhf_helpers.reward_model.pairs import PairTrainer, encode_pairs
@@ -27,7 +28,6 @@ from rlhf_helpers.training import Result, read_some, resumable, save_stage
 from rlhf_helpers.training.trl_stages import (
     Encode,
     held_out_rows,
-    last_logged,
     run_trainer,
     stream_steps,
     streamed_rows,
@@ -38,35 +38,54 @@ from rlhf_helpers.training.trl_stages import (
 
 @resumable
 def train(config: RewardConfig, resume: bool = False) -> Result:
-    """Train on pairs (TRL's RewardTrainer) or rankings (`KwiseTrainer`), then standardise.
+    """Train the head that `config.head` names on pairs or rankings, then standardise the scores.
 
-    With `lora_rank` an adapter and the head are trained, and merged into the full-precision model
-    at the end. Raises DataError for a bad data set; records of which cutting leaves nothing to
-    compare are dropped and counted.
+    Raises DataError for a bad data set; records of which cutting leaves nothing to compare are
+    dropped and counted.
     """
     records = None if streams.is_stream(config.data) else _records(config)
     prompts = _calibration_prompts(config)
+    check_policy(config.sft_model, config.max_new_tokens)
+    fit = fit_head if config.head == "answer_tokens" else _fit_classifier
+    fitted = fit(config, records, resume)
+    reward_model = fitted.reward_model
+    responses = _sft_samples(config, prompts)
+    reward_model.standardise(reward_model.raw_answer_scores(prompts, responses))
+    history = [row for row in fitted.history if "loss" in row]
+    held_out = [row["eval_loss"] for row in fitted.history if "eval_loss" in row]
+    metrics = {
+        "accuracy": sum(row["accuracy"] for row in history[-10:]) / max(1, len(history[-10:])),
+        **fitted.counts,
+        **({"eval_loss": held_out[-1]} if held_out else {}),
+        "seconds": fitted.seconds,
+    }
+    return save_stage(
+        config,
+        reward_model.model,
+        reward_model.tokenizer,
+        metrics,
+        history,
+        fitted.weights,
+        head=getattr(reward_model, "head", None),
+    )
+
+
+def _fit_classifier(config: RewardConfig, records: list | None, resume: bool) -> Fitted:
+    """Train a classifier by TRL's RewardTrainer on pairs, by `KwiseTrainer` on rankings.
+
+    With `lora_rank` an adapter and the head are trained, and merged into the full-precision model
+    at the end.
+    """
     tokenizer = append_eos(load_tokenizer(config.model), config.max_length)
     rows, counts = _rows(config, records, tokenizer)
     check_vocabulary(config.model, tokenizer)
-    check_policy(config.sft_model, config.max_new_tokens)
     trainer = reward_trainer(config, rows, tokenizer)
     seconds = run_trainer(trainer, config, resume)
     model = trainer.model
     if config.lora_rank:
         model = merge_adapter(model, config.model, load_classifier)
-    reward_model = RewardModel(model, tokenizer)
-    reward_model.standardise(_sft_samples(config, prompts))
-    history = [row for row in trainer.state.log_history if "loss" in row]
-    metrics = {
-        "accuracy": sum(row["accuracy"] for row in history[-10:]) / max(1, len(history[-10:])),
-        **counts,
-        **last_logged(trainer, "eval_loss"),
-        "seconds": seconds,
-    }
-    return save_stage(
-        config, reward_model.model, tokenizer, metrics, history, whole_weights(trainer)
-    )
+    history = trainer.state.log_history
+    return Fitted(RewardModel(model, tokenizer), counts, history, seconds, whole_weights(trainer))
 
 
 def _records(config: RewardConfig) -> list:
@@ -84,13 +103,8 @@ def _rows(
     encode = _encoder(config, tokenizer)
     if records is None:
         return streamed_rows(config, "preferences", encode, config.pairs), {}
-    rows, what = encode(records), "ranking" if "candidates" in records[0] else "pair"
-    if not rows:
-        raise DataError(
-            f"{config.data}: every {what} is equal after cutting to {config.max_length} tokens. "
-            "Raise --max-length."
-        )
-    return rows, {f"{what}s": len(rows), f"dropped_{what}s": len(records) - len(rows)}
+    rows = encode(records)
+    return rows, count_rows(config, records, rows)
 
 
 def _encoder(config: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> Encode:
@@ -148,9 +162,8 @@ def _calibration_prompts(config: RewardConfig) -> list[str]:
 
 
 def _sft_samples(config: RewardConfig, prompts: list[str]) -> list[str]:
-    """One sample of the SFT model to each prompt, prompt and response as one text."""
+    """One sample of the SFT model to each prompt, as it stands after the prompt."""
     policy, tokenizer = load_policy(config.sft_model), load_tokenizer(config.sft_model)
-    responses = generation.respond(
+    return generation.respond(
         policy, tokenizer, prompts, max_new_tokens=config.max_new_tokens, seed=config.seed
-    )
-    return [prompt + text for prompt, text in zip(prompts, responses.texts, strict=True)]
+    ).texts

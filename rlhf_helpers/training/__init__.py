@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -24,7 +25,7 @@ from rlhf_helpers import processes, sources
 from rlhf_helpers.configs import StageConfig
 from rlhf_helpers.configs.settings import as_json
 from rlhf_helpers.extras import needs_extra
-from rlhf_helpers.models import first_not_finite
+from rlhf_helpers.models import HEAD_FILE, first_not_finite
 from rlhf_helpers.runs import write_json
 from rlhf_helpers.sources import streams
 from rlhf_helpers.training.checkpoints import check_same, finish_run, read_json, release, status
@@ -119,16 +120,19 @@ def save_stage(
     metrics: dict[str, float],
     history: list[dict[str, Any]],
     weights: dict[str, torch.Tensor] | None = None,
+    head: torch.nn.Module | None = None,
 ) -> Result:
     """Write the model, its tokenizer and `metrics.json`, which comes last: it says 'complete'.
 
     They are written aside, and replace those of an earlier run when they are whole. Of several
     processes the first one writes, and the others wait for it. `weights` are those of a model that
-    is spread over the processes. Raises FloatingPointError, and writes nothing, where a weight or a
-    metric is not a finite number; in the history such a number becomes null.
+    is spread over the processes, `head` is saved beside the model. Raises FloatingPointError, and
+    writes nothing, where a weight or a metric is not a finite number; in the history such a number
+    becomes null.
     """
     bad = next((name for name, value in metrics.items() if not math.isfinite(value)), None)
     bad = bad or (first_not_finite(model) if weights is None else None)
+    bad = bad or (first_not_finite(head) if head is not None else None)
     if bad is not None:
         raise FloatingPointError(
             f"training diverged: {bad} is not a finite number after the last step. Nothing was "
@@ -143,6 +147,8 @@ def save_stage(
         shutil.rmtree(new, ignore_errors=True)
         model.save_pretrained(new, state_dict=weights)
         tokenizer.save_pretrained(new)
+        if head is not None:
+            save_file(head.state_dict(), new / HEAD_FILE)
         run = read_json(folder / "run.json").get("id")
         report = {"metrics": metrics, "config": as_json(config), "history": history, "run": run}
         write_json(new / "metrics.json", report)
@@ -155,7 +161,7 @@ def save_stage(
 def _replace_model(folder: Path, new: Path) -> None:
     """Move the files of a new model in place of an earlier one's, `metrics.json` last."""
     (folder / "metrics.json").unlink(missing_ok=True)
-    for weights in folder.glob("model*.safetensors*"):
+    for weights in (*folder.glob("model*.safetensors*"), *folder.glob(HEAD_FILE)):
         weights.unlink()
     for path in sorted(new.iterdir(), key=lambda path: path.name == "metrics.json"):
         os.replace(path, folder / path.name)

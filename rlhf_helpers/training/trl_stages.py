@@ -86,8 +86,7 @@ def trl_arguments(config: TRLStageConfig, **arguments: Any) -> dict[str, Any]:
         "bf16": on_gpu and compute_dtype() == torch.bfloat16,
         "fp16": on_gpu and compute_dtype() == torch.float16,
         "use_cpu": default_device().type == "cpu",
-        # Every 5 steps or fewer, and at each checkpoint: a resumed run logs the same means.
-        "logging_steps": max(n for n in range(1, 6) if config.save_steps % n == 0),
+        "logging_steps": logging_steps(config),
         "logging_first_step": True,
         "logging_nan_inf_filter": False,  # it would make a loss that is not a number 0
         "save_steps": config.save_steps,
@@ -98,6 +97,11 @@ def trl_arguments(config: TRLStageConfig, **arguments: Any) -> dict[str, Any]:
         **(_evaluation_arguments(config) if config.eval_data else {}),
         **arguments,
     }
+
+
+def logging_steps(config: TRLStageConfig) -> int:
+    """Every 5 steps or fewer, and at each checkpoint: a resumed run logs the same means."""
+    return max(n for n in range(1, 6) if config.save_steps % n == 0)
 
 
 def _evaluation_arguments(config: TRLStageConfig) -> dict[str, Any]:
@@ -189,6 +193,14 @@ class Progress(TrainerCallback):
             self.bar.close()
 
 
+def diverged(config: TRLStageConfig, found: str, step: int, steps: int) -> FloatingPointError:
+    """The error of a training that has left the finite numbers, with its remedy."""
+    return FloatingPointError(
+        f"training diverged: {found} at step {step} of {steps}. Lower learning_rate (now "
+        f"{config.learning_rate:g}), or raise warmup_steps (now {config.warmup_steps})"
+    )
+
+
 class StopWhenDiverged(TrainerCallback):
     """Stops training where the loss, or a weight that would be saved, is no longer a number."""
 
@@ -201,7 +213,7 @@ class StopWhenDiverged(TrainerCallback):
         losses = {name: float(row[name]) for name in ("loss", "eval_loss") if name in row}
         for name, loss in losses.items():
             if not math.isfinite(loss):
-                raise self._error(state, f"{name} is {loss}")
+                raise diverged(self.config, f"{name} is {loss}", state.global_step, state.max_steps)
 
     def on_step_end(
         self, args: Any, state: TrainerState, control: Any, model: torch.nn.Module, **_: Any
@@ -209,14 +221,8 @@ class StopWhenDiverged(TrainerCallback):
         """Check the weights before they are saved over those of the last checkpoint."""
         name = first_not_finite(model) if control.should_save else None
         if name is not None:
-            raise self._error(state, f"the weight {name} is not a finite number")
-
-    def _error(self, state: TrainerState, found: str) -> FloatingPointError:
-        return FloatingPointError(
-            f"training diverged: {found} at step {state.global_step} of {state.max_steps}. "
-            f"Lower learning_rate (now {self.config.learning_rate:g}), or raise warmup_steps "
-            f"(now {self.config.warmup_steps})"
-        )
+            found = f"the weight {name} is not a finite number"
+            raise diverged(self.config, found, state.global_step, state.max_steps)
 
 
 class CompleteCheckpoints(TrainerCallback):
