@@ -30,14 +30,14 @@ def matmul_precision() -> str:
     """
     choice = os.environ.get("RLHF_MATMUL_PRECISION", "")
     if not choice:
-        gain, error = _measure_matmul()
+        gain, error = measure_matmul()
         choice = "medium" if gain > 1.5 and error < 1e-5 else "highest"
         logger.info("float32 matmul: %s (medium %.1fx, error %.0e)", choice, gain, error)
     torch.set_float32_matmul_precision(choice)
     return choice
 
 
-def _measure_matmul(size: int = 512) -> tuple[float, float]:
+def measure_matmul(size: int = 512) -> tuple[float, float]:
     """How many times faster `medium` is, and its largest error relative to the largest entry.
 
     The two take turns, and the best of each counts: other work on the machine slows down both.

@@ -55,6 +55,17 @@ def run(trainer: PPOTrainer, steps: int) -> list[dict[str, float]]:
     return history
 
 
+def step_with(
+    trainer: PPOTrainer, rollout: Rollout, advantages: Tensor, returns: Tensor
+) -> dict[str, float]:
+    """The statistics of a step with these advantages and returns.
+
+    The gradients of its last update stay: with one epoch and one mini-batch, of the whole rollout.
+    """
+    trainer.advantages = lambda *_: (advantages, returns)
+    return trainer.step(rollout, torch.zeros(len(rollout.ended)))
+
+
 def weights(trainer: PPOTrainer) -> dict[str, Tensor]:
     modules = torch.nn.ModuleList([trainer.policy, trainer.value_head])
     return {name: p.detach().clone() for name, p in modules.named_parameters()}

@@ -47,7 +47,7 @@ def _fresh_precision(monkeypatch):
 @pytest.mark.parametrize("choice", ["highest", "high", "medium"])
 def test_the_environment_overrides_the_precision(monkeypatch, choice):
     monkeypatch.setenv("RLHF_MATMUL_PRECISION", choice)
-    monkeypatch.setattr(devices, "_measure_matmul", None)  # nothing needs to be measured
+    monkeypatch.setattr(devices, "measure_matmul", None)  # nothing needs to be measured
     assert matmul_precision() == choice == torch.get_float32_matmul_precision()
 
 
@@ -63,7 +63,7 @@ def test_without_the_environment_one_of_two_is_chosen_and_set():
 def test_medium_is_chosen_where_it_is_clearly_faster_at_the_same_error(
     monkeypatch, gain, error, choice
 ):
-    monkeypatch.setattr(devices, "_measure_matmul", lambda: (gain, error))
+    monkeypatch.setattr(devices, "measure_matmul", lambda: (gain, error))
     assert matmul_precision() == choice == torch.get_float32_matmul_precision()
 
 
@@ -74,7 +74,7 @@ def test_the_gain_of_a_faster_product_is_its_ratio(monkeypatch):
 
     now = [0.0]
     monkeypatch.setattr(devices.time, "perf_counter", clock)
-    gain, error = devices._measure_matmul(size=64)
+    gain, error = devices.measure_matmul(size=64)
     assert gain == pytest.approx(2.0)
     assert 0 < error < 1e-5
 
