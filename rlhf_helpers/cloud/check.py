@@ -1,4 +1,4 @@
-"""Checks which parts of the set-up exist. It reads and changes nothing."""
+"""Checks which parts of the set-up exist, without changing any."""
 
 import os
 import shutil
@@ -81,7 +81,8 @@ def _check_quota_project(setup: Setup, credentials: Any) -> Finding:
 
 def _credentials() -> tuple[Any, Finding]:
     """Application default credentials that work, or None, and the finding."""
-    # Otherwise google-auth asks three times for 3 s whether this is one of Google's machines.
+    # By default google-auth spends three times 3 s on finding out whether it runs on Google's
+    # machines.
     os.environ.setdefault("GCE_METADATA_TIMEOUT", "1")
     os.environ.setdefault("GCE_METADATA_DETECT_RETRIES", "1")
     with needs_extra("cloud"):

@@ -80,7 +80,7 @@ def _is_confirmed(setup: Setup, confirm: str) -> bool:
     if confirm and confirm != setup.project:
         raise CloudError(
             f"confirm is {confirm!r}, the project {setup.project!r}: nothing was deleted. "
-            "Leave confirm out to see what would go."
+            "Leave confirm out to list what would be deleted."
         )
     return bool(confirm)
 

@@ -27,7 +27,7 @@ def setup_commands(setup: Setup | None = None, **names: str) -> dict[str, str]:
 
 
 def _access_commands(setup: Setup) -> dict[str, str]:
-    """Who you are, what pays, and which services and machines you may use."""
+    """The commands for login, project, billing, services and GPU quota."""
     project = setup.project or "PROJECT_ID"
     services = " ".join(f"{api}.googleapis.com" for api in APIS)
     return {

@@ -16,7 +16,7 @@ APIS = (
 # The least that the pipeline's service account needs: to run jobs in the project, and to read and
 # write the objects of this one bucket.
 PROJECT_ROLE, BUCKET_ROLE = "roles/aiplatform.user", "roles/storage.objectUser"
-# What you need besides, who submit a job that runs as that account.
+# What your own account needs to submit a job that runs as the service account.
 SUBMITTER_ROLE, SUBMITTER_PERMISSION = "roles/iam.serviceAccountUser", "iam.serviceAccounts.actAs"
 QUOTA = "custom_model_training_nvidia_l4_gpus"  # of Vertex AI, a region: one for each GPU of a job
 GOOGLE_REGIONS = ("us-central1", "europe-west4")  # where Google's component tunes and deploys

@@ -83,7 +83,7 @@ def list_data(setup: Setup) -> pd.DataFrame:
 
 
 def open_bucket(setup: Setup, **options: Any) -> Any:
-    """The bucket of `setup`, not yet asked for; `options` go to `storage.Client`."""
+    """Return the bucket of `setup`, without a request; `options` go to `storage.Client`."""
     with needs_extra("cloud"):
         from google.auth.exceptions import DefaultCredentialsError
         from google.cloud import storage  # type: ignore[attr-defined]

@@ -30,7 +30,7 @@ from rlhf_helpers.scales import Scale
 # The lesson in which the reader sees a stage being trained, into `live/<stage>`.
 TRAINED_IN = {"sft": "L6", "reward": "L7", "ppo": "L8", "dpo": "L9"}
 # What a lesson reads: trained stages, or all that another lesson writes. It starts when these are
-# there; a lesson that is not listed waits for the end of all lessons before it.
+# there. A lesson that is not listed starts when all lessons before it have ended.
 READS: dict[str, tuple[str, ...]] = {
     "L1": (),
     "L2": (),
@@ -44,7 +44,7 @@ READS: dict[str, tuple[str, ...]] = {
     "L10": ("sft", "reward", "ppo"),
     "L11": ("sft", "reward", "ppo", "dpo", "L10"),
 }
-MOST_JOBS = 4  # no more lessons than these can run at once for long, and each takes up to 2 GB
+MOST_JOBS = 4  # more would seldom find a lesson that is ready, and each takes up to 2 GB
 # Figures are drawn although no front end is attached, whatever backend the calling process uses.
 # No lesson compiles a model: without dynamo, bitsandbytes is imported two seconds sooner.
 KERNEL_VARIABLES = {
@@ -96,8 +96,8 @@ def run_notebooks(
 ) -> dict[str, str]:
     """Run notebooks side by side, each as soon as what it reads has been written.
 
-    Prints a line for each and records its `seconds`. A failed notebook stops no other: what a
-    later one misses, it trains itself. Returns the error messages by the failed notebooks'
+    Prints a line for each and records its `seconds`. If a notebook fails, the others still run: a
+    later one trains what it lacks. Returns the error messages by the failed notebooks'
     names. Raises ValueError for an unknown scale, a bad seed, and less than one job.
     """
     live = Scale(scale, "summarize", seed, live=True)

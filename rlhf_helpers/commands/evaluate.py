@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def print_samples(samples: "pd.DataFrame") -> None:
-    """Print the answers to each prompt below each other."""
+    """Print each prompt, followed by all answers to it."""
     for prompt, answers in samples.groupby("prompt", sort=False):
         print(f"\nprompt: {prompt}")
         for _, row in answers.iterrows():
@@ -114,7 +114,9 @@ def _measure(
     functions: list,
     options: argparse.Namespace,
 ) -> tuple[dict[str, dict[str, float]], "pd.DataFrame"]:
-    """Load the models and measure them: metrics by temperature and of the reward model, samples."""
+    """Load and measure the models. Return the metrics (of the policy at each temperature, and of
+    the reward model), and samples.
+    """
     from rlhf_helpers.evaluation import evaluate_reward_model, report_policy
     from rlhf_helpers.models import load_policy, load_tokenizer
     from rlhf_helpers.reward_model import RewardModel

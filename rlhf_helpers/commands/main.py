@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from rlhf_helpers import scales
 
-# name -> its module, with `add_arguments(parser)` and `run(options)`, and one line of help
+# name -> the module that defines `add_arguments(parser)` and `run(options)`, and one line of help
 COMMANDS = {
     "course": ("course", "run the notebooks, show the results"),
     "lab": ("lab", "open the notebooks in JupyterLab"),
@@ -29,7 +29,7 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    options = argparse.Namespace()  # until they are known: a missing extra is an error of parsing
+    options = argparse.Namespace()  # parsing itself raises an error where an extra is missing
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         _set_globals(getattr(options, "scale", "tiny"))
@@ -45,12 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _tell(error: BaseException, can_resume: bool) -> tuple[int, str] | None:
-    """The exit status and the line for an error that a user can mend; None for any other."""
+    """Return exit status and message for an error that the user can mend; None for any other."""
     if isinstance(error, BrokenPipeError):  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1, ""
     if isinstance(error, KeyboardInterrupt):
-        how = "; the same command with --resume goes on" if can_resume else ""
+        how = "; the same command with --resume continues" if can_resume else ""
         return getattr(error, "status", 130), f"stopped{how}"
     if isinstance(error, ValueError | FileNotFoundError):  # DataError among them
         return 2, f"error: {error}"
@@ -59,7 +59,7 @@ def _tell(error: BaseException, can_resume: bool) -> tuple[int, str] | None:
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
-        return 1, f"error: {where}{error.strerror}. Name another folder, or make room or free it."
+        return 1, f"error: {where}{error.strerror}. Make room, or choose another folder."
     if "No space left on device" in text or "PytorchStreamWriter failed" in text:
         return 1, "error: a file could not be written: the disk is full. Make room, then --resume."
     if isinstance(error, MemoryError) or "out of memory" in text:
@@ -71,7 +71,7 @@ def _tell(error: BaseException, can_resume: bool) -> tuple[int, str] | None:
 
 
 def _set_globals(scale: str) -> None:
-    """Set what libraries read from the environment, and mute one of their warnings."""
+    """Set environment variables that libraries read, and silence one warning of theirs."""
     if scale not in scales.POLICIES:
         # Models and data are local files; a name of the hub still works with HF_HUB_OFFLINE=0.
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -81,14 +81,12 @@ def _set_globals(scale: str) -> None:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options of a command line; `options.command` runs it. Only its module is imported."""
+    """Parse a command line; `options.command` runs it. Only its own module is imported."""
     parser = argparse.ArgumentParser(
         prog="python -m rlhf_helpers",
         description="RLHF step by step: data, SFT, reward model, PPO, evaluation.",
     )
-    parser.add_argument(
-        "--debug", action="store_true", help="show where an error arose; may stand anywhere"
-    )
+    parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     arguments = sorted(arguments, key=lambda argument: argument != "--debug")
     command_name = next((a for a in arguments if not a.startswith("-")), "")

@@ -26,7 +26,7 @@ class Models:
     policy: str
     reference: str | None
     reward_model: str | None
-    of_run: bool  # whether the policy is one of the course's own run
+    of_run: bool  # whether the policy is a stage of the run that the options name
 
 
 def add_models(
@@ -65,7 +65,7 @@ def add_models(
 
 
 def find_models(options: argparse.Namespace, scale: scales.Scale) -> Models:
-    """The models that the options name, or else those that belong to the policy."""
+    """Return the models that the options name, or else those that belong to the policy."""
     policy = _model(options.policy, scale)
     of_run = Path(policy).resolve().is_relative_to(scale.dir("sft").parent.resolve())
     reference, reward_model = _trained_with(Path(policy))
@@ -101,7 +101,7 @@ def _trained_with(policy: Path) -> tuple[str | None, str | None]:
 
 
 def describe(models: Models, source: object, count: int) -> None:
-    """Say what is measured against what, before any time is spent."""
+    """Print which models are compared and on which prompts, before the work begins."""
     reference = models.reference or "none, so no KL and no win rate (--reference names one)"
     reward_model = models.reward_model or "none, so no reward (--reward-model names one)"
     print(f"policy        {models.policy}")
@@ -111,7 +111,7 @@ def describe(models: Models, source: object, count: int) -> None:
 
 
 def check_settings(options: argparse.Namespace) -> None:
-    """Raise ValueError for a temperature or a length that no model can answer with."""
+    """Raise ValueError for a negative temperature, or a maximum of less than one token."""
     for temperature in options.temperatures:
         if not temperature >= 0:
             raise ValueError(f"--temperatures: {temperature} is below 0. Give 0 (greedy) or more.")
@@ -120,6 +120,6 @@ def check_settings(options: argparse.Namespace) -> None:
 
 
 def print_rows(table: "pd.DataFrame") -> None:
-    """Print a table of texts, a line a cell."""
+    """Print a table of texts, one line for each cell."""
     for _, row in table.iterrows():
         print(*(f"{name}: {text}\n" for name, text in row.items()), sep="")

@@ -1,4 +1,4 @@
-"""Options that several commands share, and the way that they print numbers."""
+"""The options that several commands share, and how they print metrics."""
 
 import argparse
 
@@ -27,6 +27,6 @@ def add_common(parser: argparse.ArgumentParser, task: bool = True) -> None:
 
 
 def print_table(metrics: dict[str, float]) -> None:
-    """Print names and numbers, one a line."""
+    """Print one line for each metric."""
     for name, value in metrics.items():
         print(f"  {name:<22}{value:>12.5g}")

@@ -101,7 +101,7 @@ def _add_parameters(parser: argparse.ArgumentParser) -> None:
 
 
 def _pipeline(options: argparse.Namespace) -> Any:
-    """The pipeline that --target, --image and the GPU options describe."""
+    """Return the pipeline that --target, --image and the GPU options describe."""
     from rlhf_helpers.pipelines import portable, vertex_rlhf
 
     if options.target == "google":

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         subcommand = stages.add_parser(stage.name, help=stage.help, description=described)
         add_common(subcommand)
         subcommand.add_argument(
-            "--resume", action="store_true", help="go on from the last checkpoint"
+            "--resume", action="store_true", help="continue from the last checkpoint"
         )
         for option in options_of(stage):
             _add_option(subcommand, option)
@@ -32,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def options_of(stage: Stage) -> list[Option]:
-    """The settings of a stage that have an option of their own.
+    """Return the settings of a stage that the command line offers as options.
 
-    `--seed` is common to all commands, and the config of another stage inside it is set by scale.
+    `--seed` is an option of every command. The scale sets the config of another stage inside it.
     """
     return [
         option
@@ -44,7 +44,7 @@ def options_of(stage: Stage) -> list[Option]:
 
 
 def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
-    """One option for one setting; what is not given keeps the scale's value."""
+    """Add the option of one setting. Without the option, the setting keeps the scale's value."""
     default = "by scale" if option.default is dataclasses.MISSING else option.default
     form: dict[str, Any] = {"type": option.kind}
     if option.kind is bool:
@@ -62,7 +62,7 @@ def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train the stage, print its numbers and where they are."""
+    """Train the stage; print its metrics and the folder that holds them."""
     given = vars(arguments)
     names = [option.name for option in options_of(STAGES[arguments.stage])]
     changes = {name: given[name] for name in names if name in given}

@@ -51,7 +51,7 @@ class StageConfig:
         5e-4, "of all weights (ppo: of the policy), after the warm-up", at_least=0
     )
     save_steps: int = setting(
-        50, "steps between checkpoints, from which --resume goes on", at_least=1
+        50, "steps between checkpoints, from which --resume continues", at_least=1
     )
     report_to: str = setting(
         "none",

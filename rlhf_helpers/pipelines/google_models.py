@@ -62,7 +62,7 @@ PIPELINE_REGIONS = (
     "us-west1",
     "us-west4",
 )
-CMEK = ("GPU", "us-central1")  # the only way to encrypt with a key of one's own
+CMEK = ("GPU", "us-central1")  # the only place that takes a customer's own encryption key
 
 
 def model_key(large_model_reference: str) -> str:

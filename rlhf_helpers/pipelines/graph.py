@@ -48,7 +48,7 @@ def draw(pipeline: GraphComponent) -> Axes:
     }
     for name, (x, y) in place.items():
         for before in waits[name] - _implied(waits, name):
-            far = level[name] - level[before] > 1  # so the arrow passes other boxes
+            far = level[name] - level[before] > 1  # then the arrow would cross other boxes
             arrow = {"arrowstyle": "->", "color": GREY, "shrinkA": 0, "shrinkB": 0}
             arrow |= {"patchA": boxes[before].get_bbox_patch()}
             arrow |= {"patchB": boxes[name].get_bbox_patch()}

@@ -66,7 +66,7 @@ def check(values: Mapping[str, Any], pipeline: GraphComponent) -> None:
 
 def _check_value(name: str, value: Any, kind: str) -> None:
     what, types = TYPES[kind]
-    # bool is an int for Python, though not for a pipeline
+    # In Python a bool is an int; a pipeline tells the two apart.
     if not isinstance(value, types) or (isinstance(value, bool) and kind != "BOOLEAN"):
         raise ValueError(f"{name} is {value!r}: it must be {what}")
     low, high = RANGES.get(name, (-math.inf, math.inf))

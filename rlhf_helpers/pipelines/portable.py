@@ -101,7 +101,7 @@ def _check_gpus(gpu_type: str, gpu_count: int) -> None:
 
 
 def _connect(given: Mapping[str, Any], image: str, gpu_type: str, gpu_count: int) -> Outputs:
-    """Make the steps from the pipeline's parameters, and connect what each leaves to the next."""
+    """Make the steps from the pipeline's parameters, and connect outputs with inputs."""
 
     def pick(*names: str) -> dict[str, Any]:
         return {name: given[name] for name in names}

@@ -66,7 +66,7 @@ def submit(
 
 
 def _check_model(given: Mapping[str, Any], pipeline: GraphComponent) -> None:
-    """Raise ValueError where our pipeline is to tune a model that only Google's component has."""
+    """Raise ValueError if our pipeline is to tune a model that only Google's component has."""
     name = given.get("large_model_reference", "")
     if "scale" in parameters.inputs(pipeline) and model_key(name) in MODELS:
         raise ValueError(

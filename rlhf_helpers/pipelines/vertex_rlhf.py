@@ -97,7 +97,7 @@ class RLHFParameters:
 
 
 def _check_served(given: RLHFParameters) -> None:
-    """Raise ValueError unless the pipeline and its model run where these parameters lead."""
+    """Raise ValueError unless pipeline and model are available in the regions of the parameters."""
     name, location = given.large_model_reference, given.location
     if model_key(name) not in MODELS:
         raise ValueError(f"large_model_reference is {name!r}: choose one of {', '.join(MODELS)}")

@@ -294,8 +294,8 @@ def fails_with(error, monkeypatch):
     [
         (ValueError("beta is -1"), 2, "error: beta is -1"),
         (FloatingPointError("it diverged"), 1, "error: it diverged"),
-        (KeyboardInterrupt(), 130, "stopped; the same command with --resume goes on"),
-        (Stopped(15), 143, "stopped; the same command with --resume goes on"),
+        (KeyboardInterrupt(), 130, "stopped; the same command with --resume continues"),
+        (Stopped(15), 143, "stopped; the same command with --resume continues"),
         (OSError(28, "No space left on device", "a/file"), 1, "error: a/file: No space left on"),
         (OSError(30, "Read-only file system", "a"), 1, "error: a: Read-only file system. Name"),
         (NotADirectoryError(20, "Not a directory", "a/b"), 1, "error: a/b: Not a directory. Name"),
@@ -344,7 +344,7 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(name, status, tmp_pa
             assert run.poll() is None
         run.send_signal(getattr(signal, name))
         last = run.stderr.read().splitlines()[-1]
-    assert (run.returncode, last) == (status, "stopped; the same command with --resume goes on")
+    assert (run.returncode, last) == (status, "stopped; the same command with --resume continues")
     (checkpoint,) = (out / "checkpoints").glob("checkpoint-*")
     assert (checkpoint / "complete.json").exists()
     assert not (out / "metrics.json").exists()

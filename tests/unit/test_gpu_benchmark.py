@@ -26,7 +26,10 @@ def numbers(line: str) -> list[float]:
 
 
 @pytest.mark.slow
-def test_all_cases_run_to_the_end_on_a_cpu(tmp_path, capsys):
+def test_all_cases_run_to_the_end_on_a_cpu(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(gpu, "PPO_STEPS", 1)
+    monkeypatch.setattr(gpu, "STEPS", 2)
+    monkeypatch.setattr(gpu_measures, "STEPS", 2)
     gpu.main(["--size", "tiny", "--output", str(tmp_path)])
     report = (tmp_path / "gpu.md").read_text()
     assert report in capsys.readouterr().out and "Left out" not in report

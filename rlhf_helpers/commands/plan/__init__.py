@@ -1,1 +1,1 @@
-"""The command `plan`: memory, time and money of a scale's stages, before any of it is spent."""
+"""The command `plan`: how much memory, time and money the stages of a scale will take."""

@@ -1,4 +1,4 @@
-"""The command `plan`: prints memory, hours and cost of a scale's stages before they are run."""
+"""The command `plan`: prints the memory, hours and cost of a scale's stages in advance."""
 
 import argparse
 from collections.abc import Mapping

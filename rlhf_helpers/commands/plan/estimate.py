@@ -31,7 +31,7 @@ PLANNED = [stage.name for stage in STAGES.values() if not stage.runs]
 
 
 class StagePlan(NamedTuple):
-    """What a stage has to do, and how long that takes."""
+    """The work of a stage, and how long it takes."""
 
     stage: str
     config: configs.StageConfig

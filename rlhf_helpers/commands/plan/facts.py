@@ -1,4 +1,4 @@
-"""What `plan` knows beforehand: GPUs, shapes of models, and what was measured."""
+"""Tables that `plan` computes with: GPUs, shapes of models, and measured rates."""
 
 import math
 from pathlib import Path
