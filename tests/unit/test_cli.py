@@ -297,7 +297,7 @@ def fails_with(error, monkeypatch):
         (KeyboardInterrupt(), 130, "stopped; the same command with --resume continues"),
         (Stopped(15), 143, "stopped; the same command with --resume continues"),
         (OSError(28, "No space left on device", "a/file"), 1, "error: a/file: No space left on"),
-        (OSError(30, "Read-only file system", "a"), 1, "error: a: Read-only file system. Name"),
+        (OSError(30, "Read-only file system", "a"), 1, "error: a: Read-only file system. Make room"),
         (NotADirectoryError(20, "Not a directory", "a/b"), 1, "error: a/b: Not a directory. Name"),
         (FileExistsError(17, "File exists", "a/b"), 1, "error: a/b: File exists. Name another"),
         (RuntimeError("PytorchStreamWriter failed"), 1, "error: a file could not be written"),

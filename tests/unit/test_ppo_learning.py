@@ -97,7 +97,7 @@ def learn_bandit(
     policy: PreTrainedModel, reference: PreTrainedModel, rewards: Tensor, tokens: int = 1, **changes
 ) -> None:
     """Train on all responses of some tokens, first fast and then slowly."""
-    for learning_rate, steps in ((3e-3, 80), (3e-4, 20)):
+    for learning_rate, steps in ((6e-3, 40), (6e-4, 10)):
         settings = {
             "learning_rate": learning_rate,
             "value_learning_rate": 3e-2,
