@@ -59,7 +59,7 @@ def _tell(error: BaseException, can_resume: bool) -> tuple[int, str] | None:
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
-        return 1, f"error: {where}{error.strerror}. Make room, or choose another folder."
+        return 1, f"error: {where}{error.strerror}. Choose another folder, or make room in it."
     if "No space left on device" in text or "PytorchStreamWriter failed" in text:
         return 1, "error: a file could not be written: the disk is full. Make room, then --resume."
     if isinstance(error, MemoryError) or "out of memory" in text:
