@@ -191,8 +191,8 @@ def can_share(
     """Whether a model takes a key-value cache and gives the same scores with one."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     taken = inspect.signature(base.forward).parameters
-    if not {"past_key_values", "position_ids"} <= set(taken):
-        return False
+    if "position_ids" not in taken or not {"cache", "past_key_values"} & set(taken):
+        return False  # transformers 5.24 renames `past_key_values` to `cache`, and takes both
     plain = model(input_ids=input_ids, attention_mask=attention_mask).logits[:, 0]
     shared = shared_prompt_scores(model, input_ids, attention_mask, sizes)
     return torch.allclose(shared, plain, rtol=0, atol=0.01 * float(plain.std()))

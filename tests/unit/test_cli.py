@@ -298,7 +298,11 @@ def fails_with(error, monkeypatch):
         (Stopped(15), 143, "stopped; the same command with --resume continues"),
         (OSError(28, "No space left on device", "a/file"), 1, "error: a/file: No space left on"),
         (OSError(30, "Read-only file system", "a"), 1, "error: a: Read-only file system. Choose"),
-        (NotADirectoryError(20, "Not a directory", "a/b"), 1, "error: a/b: Not a directory. Choose"),
+        (
+            NotADirectoryError(20, "Not a directory", "a/b"),
+            1,
+            "error: a/b: Not a directory. Choose",
+        ),
         (FileExistsError(17, "File exists", "a/b"), 1, "error: a/b: File exists. Choose another"),
         (RuntimeError("PytorchStreamWriter failed"), 1, "error: a file could not be written"),
         (MemoryError(), 1, "error: out of memory. Lower batch_size"),
