@@ -69,10 +69,13 @@ def run_course(
 
     `notebooks` are paths, by default every `notebooks/L*.ipynb`. `in_place` also writes each back,
     executed and normalised for committing. `jobs` notebooks run side by side, see `default_jobs`.
-    The status is 0, or 1 if a notebook failed (the others still run) or if there is none.
+    The status is 0, or 1 if a notebook failed (the others still run) or if there is none. Raises
+    FileNotFoundError if a path is no file.
     """
     copy_lessons()
     paths = course_notebooks() if notebooks is None else [Path(path) for path in notebooks]
+    if absent := [str(path) for path in paths if not path.is_file()]:
+        raise FileNotFoundError(f"{absent[0]}: no such notebook. Check the path.")
     if not paths:
         print(f"No notebooks L*.ipynb in {project_root() / 'notebooks'}.", file=sys.stderr)
         return 1

@@ -110,6 +110,8 @@ def run(values: Mapping[str, Any], processes: int = 1, cached: bool = False) -> 
     KFP compares parameters and paths, not the content of files. Raises ValueError for bad
     parameters and DataError for bad data sets before anything starts, and PipelineFailed later.
     """
+    if processes < 1:
+        raise ValueError(f"processes is {processes}: it must be a whole number of at least 1")
     gpu_type = "nvidia.com/gpu" if processes > 1 else ""  # the local runner ignores it
     pipeline = make_pipeline(gpu_type=gpu_type, gpu_count=processes if processes > 1 else 0)
     given = {name: value for name, value in values.items() if value is not None}

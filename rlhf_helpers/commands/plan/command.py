@@ -1,6 +1,7 @@
 """The command `plan`: prints the memory, hours and cost of a scale's stages in advance."""
 
 import argparse
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,6 +59,8 @@ def run(options: argparse.Namespace) -> None:
     gpu = options.gpu or OWN_GPU[options.scale]
     if options.gpus < 1 or (gpu == LAPTOP and options.gpus > 1):
         raise ValueError(f"--gpus {options.gpus} on {gpu}: choose 1, or more with a --gpu")
+    if options.price is not None and not 0 <= options.price < math.inf:
+        raise ValueError(f"--price is {options.price:g}: it must be a number of at least 0")
     machine, memory = machine_name(gpu, options.gpus), _memory(gpu)
     models = models_of(scale, options.model, options.reward_model)
     plans = plan(scale, gpu, options.gpus, *models, _own_data(options, scale, models[0]))
