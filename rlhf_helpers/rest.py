@@ -15,7 +15,7 @@ a validation set falls, and the data hold samples alone, without the first demon
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -28,7 +28,14 @@ from rlhf_helpers.configs import RestConfig, SFTConfig, TRLStageConfig
 from rlhf_helpers.models import load_policy, load_tokenizer
 from rlhf_helpers.models.compatibility import check_policy
 from rlhf_helpers.reward_model import RewardModel
-from rlhf_helpers.schemas import DataError, Prompt, format_prompt, write_jsonl
+from rlhf_helpers.schemas import (
+    DataError,
+    Prompt,
+    Scorer,
+    format_prompt,
+    score_answers,
+    write_jsonl,
+)
 from rlhf_helpers.training import Result, log_writer, read_some, resumable, save_stage
 from rlhf_helpers.training.checkpoints import load_checkpoint, save_checkpoint, start_stage
 
@@ -36,7 +43,7 @@ from rlhf_helpers.training.checkpoints import load_checkpoint, save_checkpoint, 
 def grow(
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    scorer: Callable[[list[str]], list[float]],
+    scorer: Scorer,
     prompts: list[Prompt],
     *,
     samples_per_prompt: int = 4,
@@ -60,13 +67,12 @@ def grow(
         seed=seed,
     )
     numbers = [i for i in range(len(prompts)) for _ in range(samples_per_prompt)]
-    whole = [texts[i] + answer for i, answer in zip(numbers, found.texts, strict=True)]
     columns = {
         "prompt": numbers,
         "input_text": [prompts[i]["input_text"] for i in numbers],
         "output_text": [answer.strip() for answer in found.texts],
         "ended": found.ended,
-        "score": scorer(whole),
+        "score": score_answers(scorer, [texts[i] for i in numbers], found.texts),
     }
     samples = pd.DataFrame(columns)
     mean = samples.groupby("prompt")["score"].transform("mean")
@@ -159,7 +165,7 @@ def train(config: RestConfig, resume: bool = False) -> Result:
 
 
 def _grow_and_improve(
-    config: RestConfig, g: int, prompts: list[Prompt], scorer: Callable[[list[str]], list[float]]
+    config: RestConfig, g: int, prompts: list[Prompt], scorer: Scorer
 ) -> Iterator[dict[str, float]]:
     """The g-th Grow step (from 0) and its Improve steps: yields a row of the history for each."""
     started, done = time.perf_counter(), g * config.improve_steps

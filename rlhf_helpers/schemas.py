@@ -8,13 +8,14 @@ line and remedy, before any training starts. `sources` maps other people's recor
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from typing import Any, NotRequired, TypedDict
 
 from rlhf_helpers.jsonl import DataError, Record, StrPath, read_records, shown
 from rlhf_helpers.jsonl import write_jsonl as write_jsonl  # for those who also read records
 
+Scorer = Callable[[list[str]], Sequence[float]]  # of whole texts, or a `RewardModel`
 PROMPT_END = re.compile(r"\[(summary|continued)\]:")  # the little world's prompts end with one
 
 
@@ -111,6 +112,28 @@ def split_text(text: str) -> tuple[str, str]:
             "responses)"
         )
     return text[: mark.end()], text[mark.end() :]
+
+
+def score_answers(
+    scorer: Scorer, prompts: Sequence[str], answers: Sequence[str]
+) -> Sequence[float]:
+    """Return the scores of answers as they stand after their formatted prompts.
+
+    A reward model gets prompts and answers apart, any other scorer whole texts.
+    """
+    if hasattr(scorer, "score"):
+        return scorer.score(prompts, answers)
+    return scorer([prompt + answer for prompt, answer in zip(prompts, answers, strict=True)])
+
+
+def candidate_answers(
+    records: Sequence[Preference], instruction: str = ""
+) -> tuple[list[str], list[str]]:
+    """Return formatted prompts and answers (2 N) of N pairs, candidates 0 and 1 in turn."""
+    prompts = [format_prompt(record["input_text"], instruction) for record in records]
+    both = [(record["candidate_0"], record["candidate_1"]) for record in records]
+    answers = [format_response(answer) for pair in both for answer in pair]
+    return [prompt for prompt in prompts for _ in range(2)], answers
 
 
 def candidate_texts(record: Preference, instruction: str = "") -> tuple[str, str]:

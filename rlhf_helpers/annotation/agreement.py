@@ -6,7 +6,7 @@ the accuracy that any model can reach on their labels.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ import pandas as pd
 
 from rlhf_helpers.annotation.judgements import Pair, pair_of
 from rlhf_helpers.extras import needs_extra
-from rlhf_helpers.schemas import Preference, candidate_texts
+from rlhf_helpers.schemas import Preference, Scorer, candidate_answers, score_answers
 
 T = TypeVar("T")
 EQUAL = 1e-9  # scores that differ by less are a tie
@@ -62,16 +62,13 @@ def agreement(choices: Iterable[tuple[int | None, int | None]]) -> Agreement:
     return Agreement(share, low, high, kappa, len(decided), len(both) - len(decided))
 
 
-def agreement_with_scorer(
-    judgements: Sequence[Mapping[str, Any]], scorer: Callable[[list[str]], Sequence[float]]
-) -> Agreement:
+def agreement_with_scorer(judgements: Sequence[Mapping[str, Any]], scorer: Scorer) -> Agreement:
     """Agreement of judgements with a reward model or any other scorer of prompt + answer.
 
     Equal scores are a tie; ties and skips are left out. Raises ValueError where no pair is decided
     by both.
     """
-    texts = [text for record in judgements for text in candidate_texts(record)]  # type: ignore[arg-type]
-    scores = scorer(texts)
+    scores = score_answers(scorer, *candidate_answers(judgements))  # type: ignore[arg-type]
     gaps = [second - first for first, second in zip(scores[0::2], scores[1::2], strict=True)]
     verdicts = [None if abs(gap) < EQUAL else int(gap > 0) for gap in gaps]
     return agreement((record["choice"], v) for record, v in zip(judgements, verdicts, strict=True))

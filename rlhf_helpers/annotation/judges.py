@@ -109,12 +109,9 @@ def reward_judge(reward_model: RewardModel, instruction: str = "") -> Judge:
         prompts: Sequence[str], firsts: Sequence[str], seconds: Sequence[str]
     ) -> Sequence[float]:
         heads = [format_prompt(prompt, instruction) for prompt in prompts]
-        texts = [
-            head + format_response(answer)
-            for answers in (firsts, seconds)
-            for head, answer in zip(heads, answers, strict=True)
-        ]
-        first, second = reward_model.raw_scores(texts).double().reshape(2, -1)
+        answers = [format_response(answer) for answer in (*firsts, *seconds)]
+        scores = reward_model.raw_answer_scores(heads * 2, answers)
+        first, second = scores.double().reshape(2, -1)
         return (second - first).sigmoid().tolist()
 
     return judge

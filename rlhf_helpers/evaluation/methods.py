@@ -9,10 +9,10 @@ import pandas as pd
 
 from rlhf_helpers import generation
 from rlhf_helpers.evaluation.comparison import win_rate
-from rlhf_helpers.evaluation.metrics import Gold, Scorer, evaluate_policy, standard_error
+from rlhf_helpers.evaluation.metrics import Gold, evaluate_policy, standard_error
 from rlhf_helpers.evaluation.overoptimisation import best_of_n_kl
 from rlhf_helpers.models import load_policy, load_tokenizer
-from rlhf_helpers.schemas import Prompt, format_prompt
+from rlhf_helpers.schemas import Prompt, Scorer, format_prompt, score_answers
 
 
 def compare_methods(
@@ -70,8 +70,7 @@ def best_of_n_row(
     settings = {"max_new_tokens": max_new_tokens, "samples_per_prompt": n, "seed": seed}
     answers = generation.respond(policy, tokenizer, texts, **settings).texts
     repeated = [text for text in texts for _ in range(n)]
-    whole = [text + answer for text, answer in zip(repeated, answers, strict=True)]
-    scores = np.reshape(reward_model(whole), (-1, n))
+    scores = np.reshape(score_answers(reward_model, repeated, answers), (-1, n))
     worth = np.reshape(gold(repeated, answers)["gold"], (-1, n))
     words = np.reshape([len(answer.split()) for answer in answers], (-1, n))
     best = (np.arange(len(prompts)), scores.argmax(axis=1))

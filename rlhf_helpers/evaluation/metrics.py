@@ -15,13 +15,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_helpers import generation
 from rlhf_helpers.rewards import Reward
-from rlhf_helpers.schemas import Preference, Prompt, candidate_texts, format_prompt
+from rlhf_helpers.schemas import (
+    Preference,
+    Prompt,
+    Scorer,
+    candidate_answers,
+    format_prompt,
+    score_answers,
+)
 
 TEMPERATURES = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 CLEAR_GAP = 1.0  # pairs whose gold values differ by more are called clear
 
-# Whole texts, prompt and answer in one (N,) -> scores (N,): a reward model or any other function.
-Scorer = Callable[[list[str]], Sequence[float]]
 # Input texts (N,), answers (N,) -> columns (N,), `gold` among them; none where it is not known.
 Gold = Callable[[Sequence[str], Sequence[str]], Mapping[str, Sequence[float]]]
 
@@ -78,7 +83,7 @@ def evaluate_policy(
         columns["kl"] = responses.log_ratios
     whole = [text + answer for text, answer in zip(texts, responses.texts, strict=True)]
     if reward_model is not None:
-        columns["reward"] = reward_model(whole)
+        columns["reward"] = score_answers(reward_model, texts, responses.texts)
     for reward in reward_functions:
         columns[f"reward/{reward.name}"] = reward(whole, texts, columns["response"], prompts)
     if gold is not None:
@@ -122,8 +127,8 @@ def evaluate_reward_model(
 
     For metrics and columns see `evaluate_scores`.
     """
-    texts = [text for record in preferences for text in candidate_texts(record, instruction)]
-    return evaluate_scores(np.reshape(reward_model(texts), (-1, 2)), preferences, gold=gold)
+    scores = score_answers(reward_model, *candidate_answers(preferences, instruction))
+    return evaluate_scores(np.reshape(scores, (-1, 2)), preferences, gold=gold)
 
 
 def evaluate_scores(

@@ -18,11 +18,11 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_helpers import generation
-from rlhf_helpers.evaluation.metrics import Gold, Scorer, evaluate_reward_model, evaluate_scores
+from rlhf_helpers.evaluation.metrics import Gold, evaluate_reward_model, evaluate_scores
 from rlhf_helpers.evaluation.texts import repetition
 from rlhf_helpers.extras import needs_extra
 from rlhf_helpers.logprobs import Tokens, response_logprobs
-from rlhf_helpers.schemas import Preference, format_prompt, format_response
+from rlhf_helpers.schemas import Preference, Scorer, format_prompt, format_response
 
 with needs_extra("course"):
     from sklearn.linear_model import LogisticRegression

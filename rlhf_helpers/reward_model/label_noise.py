@@ -16,7 +16,7 @@ from rlhf_helpers.configs import RewardConfig
 from rlhf_helpers.extras import needs_extra
 from rlhf_helpers.reward_model.model import RewardModel
 from rlhf_helpers.reward_model.run import train
-from rlhf_helpers.schemas import Preference, candidate_texts, write_jsonl
+from rlhf_helpers.schemas import Preference, candidate_answers, write_jsonl
 
 with needs_extra("course"):
     from scipy.optimize import minimize, minimize_scalar
@@ -52,8 +52,8 @@ def cross_fit(config: RewardConfig, records: Sequence[Preference], folds: int = 
         write_jsonl(folder / "pairs.jsonl", [records[i] for i in seen])
         train(replace(config, data=folder / "pairs.jsonl", output_dir=folder))
         scorer = RewardModel.from_pretrained(folder)
-        texts = [candidate_texts(records[i], config.instruction) for i in held_out]
-        scores = scorer.raw_scores([text for pair in texts for text in pair]).numpy().reshape(-1, 2)
+        answers = candidate_answers([records[i] for i in held_out], config.instruction)
+        scores = scorer.raw_answer_scores(*answers).numpy().reshape(-1, 2)
         sign = np.array([2 * records[i]["choice"] - 1 for i in held_out])
         gaps[held_out] = sign * (scores[:, 1] - scores[:, 0])
     return gaps

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlhf_helpers import processes
+from rlhf_helpers.schemas import Scorer, score_answers
 
 if TYPE_CHECKING:
     from rlhf_helpers.ppo import Rollout
@@ -107,7 +108,7 @@ class Rewards:
 
     def __init__(
         self,
-        reward_model: Callable[[list[str]], list[float]] | None = None,
+        reward_model: Scorer | None = None,
         functions: Sequence[Reward] = (),
         weight: float = 1.0,
     ):
@@ -139,8 +140,11 @@ class Rewards:
         """The name, the weight and the scores (B,) of each reward."""
         given = []
         if self.reward_model is not None:
-            given.append((REWARD_MODEL, self.weight, self.reward_model(rollout.texts)))
-        answers = (rollout.texts, rollout.prompts, rollout.responses, rollout.records)
+            parts = zip(rollout.prompts, rollout.texts, strict=True)
+            answers = [text.removeprefix(prompt) for prompt, text in parts]
+            scores = list(score_answers(self.reward_model, rollout.prompts, answers))
+            given.append((REWARD_MODEL, self.weight, scores))
+        what = (rollout.texts, rollout.prompts, rollout.responses, rollout.records)
         for reward in self.functions:
-            given.append((reward.name, reward.weight, reward(*answers)))
+            given.append((reward.name, reward.weight, reward(*what)))
         return given

@@ -150,7 +150,11 @@ def test_a_reward_model_gives_the_sigmoid_of_the_gap_of_its_raw_scores():
         return format_prompt(prompt, "Be brief.") + format_response(answer)
 
     raw = {text("p ", "a"): 1.0, text("p ", "b"): 3.0, text("q ", "a"): 0.0, text("q ", "b"): 0.0}
-    model = types.SimpleNamespace(raw_scores=lambda texts: torch.tensor([raw[t] for t in texts]))
+    model = types.SimpleNamespace(
+        raw_answer_scores=lambda prompts, answers: torch.tensor(
+            [raw[prompt + answer] for prompt, answer in zip(prompts, answers, strict=True)]
+        )
+    )
     table = judge_pairs(reward_judge(model, "Be brief."), ["p ", "q "], ["a", "a"], ["b", "b"])
     assert table["probability"].tolist() == pytest.approx([logistic(2.0), 0.5], abs=1e-6)
 

@@ -3,6 +3,7 @@
 import gc
 import importlib
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -518,3 +519,13 @@ def test_every_scale_has_facts_for_its_models_and_data():
         assert all(plan_data.data_of(scale, stage).records for stage in plan.PLANNED)
     for known in (scales.POLICIES, scales.REWARD_MODELS):
         assert set(known.values()) <= plan_facts.SHAPES.keys()
+
+
+def test_a_head_of_answer_tokens_reads_the_data_once_and_trains_no_language_model():
+    config = scales.Scale().config("reward", head="answer_tokens")
+    data = plan_data.Data(1000, 60, 20, answers=4)
+    assert plan.work(config, data) == (math.ceil(6 * 1000 / 32), 1000, 1000 * 4 * 80)
+    shape = plan_facts.shape_of(str(data_dir() / "base_model"))
+    parts = plan_memory.memory(config, shape, shape, Batch(128, 60, 20))
+    assert parts["gradients"] == parts["optimiser"] == parts["activations"] == 0
+    assert parts["weights, frozen"] > 4 * 2_000_000

@@ -167,7 +167,7 @@ def test_a_separate_critic_of_a_run_starts_from_the_reward_model(config, monkeyp
 def break_at(step: int, monkeypatch, what: str) -> None:
     """From this step on the reward model gives NaN, or the values are infinite."""
     rollout, done = PPOTrainer.rollout, []
-    score = RewardModel.__call__
+    score = RewardModel.score
 
     def broken_rollout(self, *arguments):
         done.append(1)
@@ -176,13 +176,13 @@ def break_at(step: int, monkeypatch, what: str) -> None:
             found.values[2] = torch.inf
         return found
 
-    def broken_score(self, texts):
-        scores = score(self, texts)
+    def broken_score(self, prompts, answers):
+        scores = score(self, prompts, answers)
         return [*scores[:2], float("nan"), *scores[3:]] if len(done) > step else scores
 
     monkeypatch.setattr(PPOTrainer, "rollout", broken_rollout)
     if what == "score":
-        monkeypatch.setattr(RewardModel, "__call__", broken_score)
+        monkeypatch.setattr(RewardModel, "score", broken_score)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import math
 import random
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from transformers import (
 )
 
 from rlhf_helpers import reward_model
+from rlhf_helpers.annotation.judges import reward_judge
 from rlhf_helpers.configs import RewardConfig
 from rlhf_helpers.evaluation import evaluate_reward_model
 from rlhf_helpers.little_world.grammar import as_input_text, draw_posts
@@ -41,6 +43,7 @@ from rlhf_helpers.reward_model import (
 )
 from rlhf_helpers.reward_model.answer_tokens import AnswerTokenHead, feature_size
 from rlhf_helpers.reward_model.model import beginning_alike
+from rlhf_helpers.rewards import Rewards
 from rlhf_helpers.scales import ANSWER_TOKENS, Scale
 from rlhf_helpers.schemas import (
     DataError,
@@ -405,6 +408,21 @@ def test_a_text_is_split_behind_its_mark_and_one_without_a_mark_is_refused(reade
     with pytest.raises(ValueError, match=r"no \[summary\]: .*Give prompts and responses apart"):
         reader(["Question: why? Answer: so."])
     assert len(reader.score(["Question: why?"], [" so."])) == 1
+
+
+def test_prompts_without_a_mark_can_be_evaluated_judged_and_rewarded(reader):
+    prompt, answers = "Question: why?", [" so.", " no."]
+    scores = reader.score([prompt] * 2, answers)
+    pair = {"input_text": prompt, "candidate_0": "so.", "candidate_1": "no.", "choice": 0}
+    _, table = evaluate_reward_model(reader, [pair])
+    assert table[["score_0", "score_1"]].values[0].tolist() == pytest.approx(scores)
+    (probability,) = reward_judge(reader)([prompt], ["so."], ["no."])
+    assert probability == pytest.approx(1 / (1 + math.exp(scores[0] - scores[1])), abs=1e-6)
+    texts = [prompt + answer for answer in answers]
+    sampled = SimpleNamespace(
+        prompts=[prompt] * 2, texts=texts, responses=["so.", "no."], records=[]
+    )
+    assert Rewards(reader)(sampled)[0] == scores
 
 
 def summaries(count: int, seed: int) -> list[dict]:

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from rlhf_helpers.commands.plan.weights import quantised_layers, skeleton
-from rlhf_helpers.configs import PPORunConfig, StageConfig, TRLStageConfig
+from rlhf_helpers.configs import PPORunConfig, RewardConfig, StageConfig, TRLStageConfig
 from rlhf_helpers.logprobs import Tokens, forward_responses
 
 try:  # PyTorch's documentation describes it, yet it lies in a private module
@@ -112,6 +112,8 @@ def activation_bytes(
 
     With gradient checkpointing: the layers' inputs, and all that the layer being computed saves.
     """
+    if isinstance(config, RewardConfig) and config.head == "answer_tokens":
+        return 0  # the model is frozen
     if FakeTensorMode is None:
         logger.warning("torch has no FakeTensorMode: activations follow a formula, and are rough")
         return formula_bytes(shape, batch, half)

@@ -108,7 +108,15 @@ def work(config: configs.StageConfig, data: Data) -> tuple[int, float, float]:
     packed = getattr(config, "packing", False)
     rows = samples * length / config.max_length if packed else samples
     tokens = samples * answers_of(config, data) * length
-    return math.ceil(rows / config.batch_size), samples, tokens
+    steps = math.ceil(rows / config.batch_size)
+    if reads_once(config):
+        return steps, samples / config.epochs, tokens / config.epochs
+    return steps, samples, tokens
+
+
+def reads_once(config: configs.StageConfig) -> bool:
+    """Whether a stage's model reads the data once, however many epochs its head is trained for."""
+    return isinstance(config, configs.RewardConfig) and config.head == "answer_tokens"
 
 
 def estimate(
@@ -130,7 +138,7 @@ def estimate(
 
     trains_reward = isinstance(config, configs.RewardConfig)
     weights = matrix_parameters(reward if trains_reward else policy, trains_reward)
-    passes = 2.0 if config.lora_rank else 3.0
+    passes = 1.0 if reads_once(config) else 2.0 if config.lora_rank else 3.0
     waiting, others = 0.0, 0
     if isinstance(config, configs.PPORunConfig):  # sampling, reference, and where log-probs differ
         passes = config.ppo_epochs * passes + 2 + (config.bits != 32)

@@ -36,7 +36,10 @@ def skeleton(shape: PreTrainedConfig, config: StageConfig) -> PreTrainedModel:
     """The model that a stage trains, with its adapter, on the meta device."""
     with torch.device("meta"):
         dtype = torch.bfloat16 if config.bits == 16 else torch.float32
-        model = empty_model(shape, isinstance(config, RewardConfig), dtype)
+        # Beside a frozen language model the few weights of a head of answer tokens do not count.
+        frozen = isinstance(config, RewardConfig) and config.head == "answer_tokens"
+        classifier = isinstance(config, RewardConfig) and not frozen
+        model = empty_model(shape, classifier, dtype).requires_grad_(not frozen)
         if config.lora_rank:
             dropout = config.lora_dropout if isinstance(config, TRLStageConfig) else 0.0
             model = add_lora(model, config.lora_rank, dropout)
