@@ -7,6 +7,7 @@ that this one grew from, for GPUs of 40 to 80 GB.
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rlhf_helpers.configs import StageConfig
 from rlhf_helpers.configs.base import LARGEST_SEED
@@ -34,6 +35,19 @@ ASSISTANT_DATA = {
 
 # QLoRA (Dettmers et al. 2023, arXiv:2305.14314): 4-bit NF4 weights, rank 16, alpha 32.
 QLORA = {"bits": 4, "lora_rank": 16, "lora_dropout": 0.05, "gradient_checkpointing": True}
+
+
+def critic_free(**settings: int) -> dict[str, Any]:
+    """What RLOO and GRPO share at `full`: one gradient step a rollout, on all of it.
+
+    So it is in Shao et al. 2024 (arXiv:2402.03300, section 4.2), where GRPO's kl_coef of 0.04 is
+    from, and by default in TRL 1.16, where RLOO's of 0.05 is from. Both have a learning rate of
+    1e-6; ours is ten times that, since only an adapter is trained.
+    """
+    found = {"ppo_epochs": 1, "gradient_accumulation_steps": 2, "learning_rate": 1e-5}
+    found |= {"adaptive_kl": False, "min_new_tokens": 0, "draw_lengths": False}
+    return found | {"max_new_tokens": 128, "mini_batch_size": settings["batch_size"]} | settings
+
 
 SMOKE: dict[str, dict] = {
     "sft": {"epochs": 0.01, "batch_size": 8, "save_steps": 2},
@@ -132,6 +146,10 @@ FULL: dict[str, dict] = {
         "lora_rank": 16,
         "save_steps": 50,
     },
+    # That course has neither RLOO nor GRPO. There are as many samples as in its PPO; four a prompt
+    # are of Ahmadian et al. 2024 (arXiv:2402.14740), eight of TRL 1.16 (Shao et al. take 64).
+    "rloo": {**critic_free(steps=157, batch_size=64), "samples_per_prompt": 4, "kl_coef": 0.05},
+    "grpo": {**critic_free(steps=79, batch_size=128), "samples_per_prompt": 8, "kl_coef": 0.04},
     # That course has no DPO: beta and batch are of Rafailov et al. 2023 (arXiv:2305.18290,
     # appendix B), the learning rate is ten times theirs, since only an adapter is trained.
     "dpo": {
@@ -175,6 +193,8 @@ SMALL: dict[str, dict] = {
         "max_new_tokens": 64,
         "max_prompt_length": 256,
     },
+    "rloo": {"batch_size": 32, "mini_batch_size": 32, "max_new_tokens": 64},
+    "grpo": {"batch_size": 64, "mini_batch_size": 64, "max_new_tokens": 64},
     "dpo": {"pairs": 5_000, "batch_size": 16, "warmup_steps": 50},
     "rest": {"grow_prompts": 500, "samples_per_prompt": 4, "max_new_tokens": 64, "batch_size": 16},
     "rlaif": {"labels": 5_000},

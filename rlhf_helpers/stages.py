@@ -14,10 +14,12 @@ from filelock import FileLock
 
 from rlhf_helpers.configs import (
     DPOConfig,
+    GRPOConfig,
     PPORunConfig,
     RestConfig,
     RewardConfig,
     RLAIFConfig,
+    RLOOConfig,
     SFTConfig,
     StageConfig,
 )
@@ -25,6 +27,18 @@ from rlhf_helpers.configs import (
 if TYPE_CHECKING:
     from rlhf_helpers.scales import Scale
     from rlhf_helpers.training import Result
+
+
+# Settings of PPO that act on a critic alone, or (gamma) on its returns.
+OF_THE_CRITIC = (
+    "critic",
+    "value_learning_rate",
+    "value_head_std",
+    "gamma",
+    "lam",
+    "cliprange_value",
+    "vf_coef",
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +53,7 @@ class Stage:
     inputs: Callable[["Scale"], dict[str, Any]]  # models and data that it starts from at a scale
     settings_of: str = ""  # another stage, whose settings at a scale hold for this one too
     runs: tuple[str, ...] = ()  # other stages that it consists of
+    without: tuple[str, ...] = ()  # settings of its config that do nothing in it
 
 
 def _sft_inputs(scale: "Scale") -> dict[str, Any]:
@@ -116,6 +131,28 @@ STAGES = {
             "rlhf_helpers.ppo",
             "prompts",
             _ppo_inputs,
+        ),
+        Stage(
+            "rloo",
+            "the same without a critic: the other answers to a prompt are the baseline (RLOO)",
+            RLOOConfig,
+            "rlhf_helpers.ppo",
+            "prompts",
+            _ppo_inputs,
+            settings_of="ppo",
+            runs=("ppo",),
+            without=OF_THE_CRITIC,
+        ),
+        Stage(
+            "grpo",
+            "the same with the mean and the deviation of all answers to it (GRPO, Dr. GRPO)",
+            GRPOConfig,
+            "rlhf_helpers.ppo",
+            "prompts",
+            _ppo_inputs,
+            settings_of="ppo",
+            runs=("ppo",),
+            without=OF_THE_CRITIC,
         ),
         Stage(
             "dpo",

@@ -35,11 +35,13 @@ def options_of(stage: Stage) -> list[Option]:
     """Return the settings of a stage that the command line offers as options.
 
     `--seed` is an option of every command. The scale sets the config of another stage inside it.
+    Settings that do nothing in the stage are left out.
     """
+    hidden = ("seed", *stage.without)
     return [
         option
         for option in options(stage.config)
-        if option.name != "seed" and not issubclass(option.kind, StageConfig)
+        if option.name not in hidden and not issubclass(option.kind, StageConfig)
     ]
 
 

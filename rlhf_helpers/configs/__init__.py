@@ -5,14 +5,22 @@ values it takes (see `settings`); a config with any other value cannot be made.
 """
 
 from rlhf_helpers.configs.base import StageConfig, TRLStageConfig
-from rlhf_helpers.configs.ppo import PPOConfig, PPORunConfig, RLAIFConfig
+from rlhf_helpers.configs.ppo import (
+    GRPOConfig,
+    PPOConfig,
+    PPORunConfig,
+    RLAIFConfig,
+    RLOOConfig,
+)
 from rlhf_helpers.configs.supervised import DPOConfig, RestConfig, RewardConfig, SFTConfig
 
 __all__ = [
     "DPOConfig",
+    "GRPOConfig",
     "PPOConfig",
     "PPORunConfig",
     "RLAIFConfig",
+    "RLOOConfig",
     "RestConfig",
     "RewardConfig",
     "SFTConfig",

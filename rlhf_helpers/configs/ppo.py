@@ -82,6 +82,11 @@ class PPOConfig:
         "a constant, max_new_tokens; None is sequence for grpo, constant for dr_grpo, else token",
         choices=AGGREGATIONS,
     )
+    drop_equal_groups: bool = setting(
+        False,
+        "leave the answers to a prompt out of the loss where all of them score alike (after DAPO, "
+        "which samples others in their place); for rloo, grpo and dr_grpo",
+    )
     gamma: float = setting(1.0, "discount a token", at_least=0, at_most=1)
     lam: float = setting(0.95, "lambda of generalised advantage estimation", at_least=0, at_most=1)
     cliprange: float = setting(
@@ -137,6 +142,10 @@ class PPOConfig:
             )
         if self.advantages != "gae" and self.critic != "shared":
             raise ValueError(f"{self.advantages} has no critic: leave critic as it is")
+        if self.advantages != "gae" and self.gamma != 1:
+            raise ValueError(f"{self.advantages} does not discount: leave gamma 1")
+        if self.drop_equal_groups and self.advantages not in OF_GROUPS:
+            raise ValueError(f"drop_equal_groups is for {', '.join(OF_GROUPS)}")
         if self.draw_lengths and not self.min_new_tokens:
             raise ValueError("draw_lengths needs the shortest length: set min_new_tokens above 0")
         if self.adaptive_kl and not self.kl_coef:
@@ -193,6 +202,24 @@ class PPORunConfig(PPOConfig, StageConfig):
             raise ValueError("ptx_coef needs pretraining documents: set ptx_data")
         if not self.reward_model_weight and not self.reward_function:
             raise ValueError("reward_model_weight 0 leaves no reward: set reward_function too")
+
+
+@dataclass(kw_only=True)
+class RLOOConfig(PPORunConfig):
+    """A run of the same trainer without a critic, with the leave-one-out baseline (RLOO)."""
+
+    advantages: str = setting("rloo", "the mean of a prompt's other answers", choices=("rloo",))
+
+
+@dataclass(kw_only=True)
+class GRPOConfig(PPORunConfig):
+    """A run of the same trainer without a critic, with advantages relative to a group (GRPO)."""
+
+    advantages: str = setting(
+        "grpo",
+        "grpo divides by the deviation of a prompt's answers, dr_grpo does not",
+        choices=("grpo", "dr_grpo"),
+    )
 
 
 @dataclass(kw_only=True)

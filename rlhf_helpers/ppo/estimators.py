@@ -10,6 +10,7 @@ side. Each estimator gives one advantage (B,) a response, which holds for all of
 import torch
 from torch import Tensor
 
+from rlhf_helpers.configs import PPOConfig
 from rlhf_helpers.ppo.maths import Total, own, whiten
 
 
@@ -52,16 +53,45 @@ def critic_free(name: str, returns: Tensor, samples: int, total: Total = own) ->
     return {"rloo": rloo, "grpo": grpo, "dr_grpo": dr_grpo}[name](returns, samples)
 
 
+def equal_groups(scores: Tensor, samples: int) -> Tensor:
+    """Whether all responses to the same prompt score alike, but for rounding; (B,) bool.
+
+    Then none of them is better than another, and the prompt teaches nothing.
+    """
+    groups = scores.view(-1, samples)
+    spread = groups.amax(1) - groups.amin(1)
+    return (spread <= 1e-6 * groups.abs().amax(1)).repeat_interleave(samples)
+
+
 def token_weights(
-    aggregation: str, lengths: Tensor, tokens: Tensor, responses: int, longest: int
+    aggregation: str, lengths: Tensor, tokens: Tensor, responses: Tensor, longest: int
 ) -> Tensor:
     """How much a token of each response counts, beside 1 in the mean over all tokens; (B, 1).
 
     `token`: all the same. `sequence`: 1 / length, so that each response counts the same and a token
     of a long one less (Shao et al. 2024). `constant`: 1 / `longest`, so that a response counts by
-    its length (Liu et al. 2025). `tokens` and `responses` are those of the whole mini-batch.
+    its length (Liu et al. 2025). `tokens` and `responses` are those of the whole mini-batch. A
+    response of length 0 is left out: its weight is 0.
     """
+    counted = lengths > 0
     if aggregation == "token":
-        return torch.ones_like(lengths, dtype=torch.float32)[:, None]
-    divisor = lengths if aggregation == "sequence" else torch.full_like(lengths, longest)
-    return (tokens / responses / divisor)[:, None]
+        return counted.float()[:, None]
+    divisor = lengths.clamp(min=1) if aggregation == "sequence" else longest
+    return (counted * (tokens / responses / divisor))[:, None]
+
+
+def minibatch_weights(
+    mask: Tensor, counted: Tensor, rows: Tensor, config: PPOConfig, total: Total = own
+) -> tuple[Tensor, Tensor]:
+    """The number of tokens in a mini-batch, and the `token_weights` (B, 1) beside 1 in their mean.
+
+    Only the responses that are `counted` (B,) have a weight, and the others are in no mean.
+    """
+    lengths = mask.sum(1)
+    left = lengths * counted
+    numbers = torch.stack([lengths[rows].sum(), left[rows].sum(), counted[rows].sum()])
+    tokens, tokens_left, responses = total(numbers).clamp(min=1)
+    weights = token_weights(
+        config.loss_aggregation, left, tokens_left, responses, config.max_new_tokens
+    )
+    return tokens, weights * (tokens / tokens_left)

@@ -1,7 +1,7 @@
 """What one sampling leaves for several updates, and the log-probs that go with it."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -17,6 +17,8 @@ from rlhf_helpers.ppo.critic import token_values
 from rlhf_helpers.ppo.maths import masked_mean
 from rlhf_helpers.ppo.reference import reference_logprobs
 
+Records = Sequence[Mapping[str, Any]]
+
 
 @dataclass(kw_only=True)
 class Rollout(Tokens):
@@ -30,6 +32,7 @@ class Rollout(Tokens):
     ref_logprobs: Tensor  # (B, R) of the same tokens under the reference
     values: Tensor | None  # (B, R) expected return before each token; None without a critic
     ended: Tensor  # (B,) bool, False if the response was cut off
+    counted: Tensor  # (B,) bool, False if the policy is not to learn from the response
     prompts: list[str]
     responses: list[str]
     texts: list[str]  # prompt and response: what a reward model reads
@@ -65,6 +68,21 @@ class Rollout(Tokens):
                 "which this estimator compares: keep or drop whole groups"
             )
 
+    def minibatches(
+        self, size: int, config: PPOConfig, generator: torch.Generator
+    ) -> Iterator[Tensor]:
+        """Rows of the mini-batches of every epoch; the K samples of a prompt stay together.
+
+        Where a filter or another order has torn them apart, each response goes by itself.
+        """
+        count, device, repeat = len(self.ended), self.ended.device, config.samples_per_prompt
+        if not self.is_grouped(torch.arange(count, device=device), repeat):
+            repeat = 1
+        for _ in range(config.ppo_epochs):
+            prompts = torch.randperm(count // repeat, generator=generator)
+            for chosen in prompts.split(size // repeat):
+                yield (chosen[:, None] * repeat + torch.arange(repeat)).flatten().to(device)
+
     def part(self, rows: Tensor, samples_per_prompt: int) -> Tokens:
         """The tokens of some responses, each prompt once for its K responses.
 
@@ -90,7 +108,7 @@ def sample_rollout(
     config: PPOConfig,
     generator: torch.Generator,
     *,
-    records: Sequence[Mapping[str, Any]] | None = None,
+    records: Records | None = None,
     reference: PreTrainedModel | None,
     first_adapter: dict[str, Tensor] | None,
     critic: PreTrainedModel | None,
@@ -115,6 +133,7 @@ def sample_rollout(
         ref_logprobs=reference_logprobs(policy, reference, first_adapter, tokens, config),
         values=values,
         ended=samples.ended,
+        counted=torch.ones_like(samples.ended),
         prompts=[prompt for prompt in prompts for _ in range(repeat)],
         responses=[response.strip() for response in responses],
         texts=[prompts[i // repeat] + response for i, response in enumerate(responses)],

@@ -1,13 +1,19 @@
 """What a step says about itself, over the responses of all processes, and what it refuses."""
 
+import logging
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from rlhf_helpers import processes
+from rlhf_helpers.configs import PPOConfig
+from rlhf_helpers.ppo.estimators import equal_groups
 from rlhf_helpers.ppo.maths import kl_penalty
 from rlhf_helpers.ppo.rollout import Rollout
+
+logger = logging.getLogger(__name__)
 
 
 def checked_scores(scores: list[float] | Tensor, rollout: Rollout, step: int) -> Tensor:
@@ -52,6 +58,25 @@ def step_statistics(
     if rollout.logprob_gap is not None:
         stats["logprob_gap"] = rollout.logprob_gap
     return stats
+
+
+def compare_groups(
+    rollout: Rollout, scores: Tensor, config: PPOConfig, step: int
+) -> tuple[Rollout, dict[str, float]]:
+    """The share of groups of responses to one prompt that score alike, as `equal_groups`.
+
+    Says so where that is all of them. With `drop_equal_groups` the rollout that is returned counts
+    none of their responses.
+    """
+    equal = equal_groups(scores, config.samples_per_prompt)
+    share = processes.gather_rows(equal.float()).mean().item()
+    if share == 1 and processes.rank() == 0:
+        logger.warning(
+            "step %d: all answers to each prompt score alike, so none is better than another", step
+        )
+    if config.drop_equal_groups:
+        rollout = replace(rollout, counted=rollout.counted & ~equal)
+    return rollout, {"equal_groups": share}
 
 
 def explained_variance(unexplained: Tensor, returns: Tensor) -> float:

@@ -9,8 +9,6 @@ whole model.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,11 +16,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_helpers import generation, processes
 from rlhf_helpers.configs import PPOConfig
+from rlhf_helpers.configs.ppo import OF_GROUPS
 from rlhf_helpers.logprobs import training_pass
 from rlhf_helpers.models import trainable, without_dropout
 from rlhf_helpers.models.compatibility import check_prompt_cache
 from rlhf_helpers.ppo.critic import separate_critic, token_values, value_head
-from rlhf_helpers.ppo.estimators import critic_free, token_weights
+from rlhf_helpers.ppo.estimators import critic_free, minibatch_weights
 from rlhf_helpers.ppo.maths import (
     adapted_kl_coef,
     final_scores,
@@ -37,9 +36,14 @@ from rlhf_helpers.ppo.maths import (
 from rlhf_helpers.ppo.optimizer import make_optimizer
 from rlhf_helpers.ppo.pretraining import Pretraining
 from rlhf_helpers.ppo.reference import frozen_reference, trained_adapter
-from rlhf_helpers.ppo.rollout import Rollout, sample_rollout
+from rlhf_helpers.ppo.rollout import Records, Rollout, sample_rollout
 from rlhf_helpers.ppo.state import load_trainer_state, trainer_state
-from rlhf_helpers.ppo.statistics import checked_scores, step_statistics, stop_unless_finite
+from rlhf_helpers.ppo.statistics import (
+    checked_scores,
+    compare_groups,
+    step_statistics,
+    stop_unless_finite,
+)
 
 
 class PPOTrainer:
@@ -97,9 +101,7 @@ class PPOTrainer:
         if config.ptx_coef:
             self.pretraining = Pretraining(policy, tokenizer, documents, config.ptx_coef, seed)
 
-    def rollout(
-        self, prompts: list[str], records: Sequence[Mapping[str, Any]] | None = None
-    ) -> Rollout:
+    def rollout(self, prompts: list[str], records: Records | None = None) -> Rollout:
         """Sample K responses to each formatted prompt, with all that `step` needs of them.
 
         `records` are those of the prompts, one each, for rewards that read their other fields.
@@ -123,24 +125,38 @@ class PPOTrainer:
         Returns the statistics of the step as a flat dict. Raises ValueError for scores that are
         not finite or not one a response, FloatingPointError for a loss that is not finite.
         """
-        started = time.perf_counter()
+        started, config = time.perf_counter(), self.config
         scores = checked_scores(scores, rollout, self.schedule.last_epoch)
 
         # 1. Advantages: was what followed a token better than the critic had expected?
         advantages, returns = self.advantages(rollout, scores)
+        groups = {}
+        if config.advantages in OF_GROUPS:
+            final = final_scores(scores, rollout.ended, config.score_clip, self.eos_penalty)
+            rollout, groups = compare_groups(rollout, final, config, self.schedule.last_epoch)
 
         # 2. Several passes over the rollout in mini-batches, with an optimiser step for each.
         updates = []
-        for rows in self._minibatches(rollout):
+        for rows in rollout.minibatches(self.share, config, self.shuffling):
             updates.append(self._set_gradients(rollout, advantages, returns, rows))
             if self._too_far(updates[-1]["approx_kl"]):
                 break
+            if not updates[-1]["grad_norm"]:
+                self.optimizer.zero_grad()  # else momentum alone would move the policy
             self.optimizer.step()
 
         # 3. What the step says about itself, and the settings of the next one.
-        stats = step_statistics(rollout, scores, returns, updates) | self._settings(updates)
+        stats = step_statistics(rollout, scores, returns, updates) | groups
+        stats |= self._settings(updates)
         self.schedule.step()
-        self.kl_coef = self._next_kl_coef(stats["kl"], len(scores) * processes.count())
+        if config.adaptive_kl:
+            self.kl_coef = adapted_kl_coef(
+                self.kl_coef,
+                stats["kl"],
+                config.kl_target,
+                len(scores) * processes.count(),
+                config.kl_horizon,
+            )
         return stats | {"seconds_update": time.perf_counter() - started}
 
     def rewards(self, rollout: Rollout, scores: Tensor) -> Tensor:
@@ -178,19 +194,6 @@ class PPOTrainer:
         advantages, returns = gae(rewards, rollout.values, mask, config.gamma, config.lam)
         return whiten(advantages, mask, processes.total), returns
 
-    def _minibatches(self, rollout: Rollout) -> Iterator[Tensor]:
-        """Rows of the mini-batches of every epoch; the K samples of a prompt stay together.
-
-        Where a filter or another order has torn them apart, each response goes by itself.
-        """
-        size, repeat = len(rollout.ended), self.config.samples_per_prompt
-        if not rollout.is_grouped(torch.arange(size, device=self.device), repeat):
-            repeat = 1
-        for _ in range(self.config.ppo_epochs):
-            prompts = torch.randperm(size // repeat, generator=self.shuffling)
-            for chosen in prompts.split(self.share // repeat):
-                yield (chosen[:, None] * repeat + torch.arange(repeat)).flatten().to(self.device)
-
     def _set_gradients(
         self, rollout: Rollout, advantages: Tensor, returns: Tensor, rows: Tensor
     ) -> dict[str, float]:
@@ -200,10 +203,9 @@ class PPOTrainer:
         the gradient is that of the whole, however it is cut.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        tokens = processes.total(rollout.response_mask[rows].sum())
-        responses, longest = processes.count() * len(rows), self.config.max_new_tokens
-        lengths = rollout.response_mask.sum(1)
-        weights = token_weights(self.config.loss_aggregation, lengths, tokens, responses, longest)
+        tokens, weights = minibatch_weights(
+            rollout.response_mask, rollout.counted, rows, self.config, processes.total
+        )
         sums: dict[str, Tensor] = {}
         for part in rows.split(self.part):
             loss, stats = self._loss(rollout, advantages, returns, weights, part)
@@ -284,12 +286,6 @@ class PPOTrainer:
             stopped = self._too_far(updates[-1]["approx_kl"])
             settings["optimizer_steps"] = float(len(updates) - stopped)
         return settings
-
-    def _next_kl_coef(self, kl: float, responses: int) -> float:
-        config = self.config
-        if not config.adaptive_kl:
-            return self.kl_coef
-        return adapted_kl_coef(self.kl_coef, kl, config.kl_target, responses, config.kl_horizon)
 
     def state_dict(self) -> dict:
         """All that changes during training, but for the policy's own weights.

@@ -30,6 +30,8 @@ COMMANDS = [
     ["train", "sft"],
     ["train", "reward"],
     ["train", "ppo"],
+    ["train", "rloo"],
+    ["train", "grpo"],
     ["train", "dpo"],
     ["train", "rest"],
     ["train", "rlaif"],
@@ -45,6 +47,8 @@ GOOD = {
         "choice": 0,
     },
     "ppo": {"input_text": "a post [summary]: "},
+    "rloo": {"input_text": "a post [summary]: "},
+    "grpo": {"input_text": "a post [summary]: "},
     "dpo": {
         "input_text": "a post [summary]: ",
         "candidate_0": "x",
@@ -58,7 +62,7 @@ STAGES = pytest.mark.parametrize("stage", GOOD)
 MODULES = {
     "sft": sft,
     "reward": reward_model,
-    "ppo": ppo,
+    "ppo": ppo,  # of rloo and grpo too
     "dpo": dpo,
     "rest": rest,
     "rlaif": rlaif,
@@ -185,6 +189,8 @@ def test_options_change_settings_and_nothing_else(trained, stage, tmp_path):
         "sft": {"bits": 4, "lora_rank": 2},
         "reward": {"pairs": 9},
         "ppo": {"kl_coef": 0.0},
+        "rloo": {"drop_equal_groups": True},
+        "grpo": {"advantages": "dr_grpo"},
         "dpo": {"beta": 0.5},
         "rest": {"grow_steps": 3},
         "rlaif": {"labels": 9},

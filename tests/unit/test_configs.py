@@ -119,6 +119,9 @@ BAD = [
     ("rlaif", "reward_function", None, "a list"),
     ("ppo", "save_steps", 0, COUNT),
     ("ppo", "seed", -1, SEED),
+    ("ppo", "drop_equal_groups", 1, "True or False"),
+    ("rloo", "advantages", "grpo", "one of rloo"),
+    ("grpo", "advantages", "rloo", "one of grpo, dr_grpo"),
     ("rlaif", "labels", 0, COUNT),
     ("rlaif", "labels", -3, COUNT),
     ("rlaif", "steps", 0, COUNT),
@@ -147,6 +150,17 @@ TOGETHER = [
         "ppo",
         {"advantages": "grpo", "samples_per_prompt": 1},
         "grpo compares the answers to a prompt: set samples_per_prompt to 2 or more",
+    ),
+    (
+        "rloo",
+        {"samples_per_prompt": 1},
+        "rloo compares the answers to a prompt: set samples_per_prompt to 2 or more",
+    ),
+    ("grpo", {"gamma": 0.9}, "grpo does not discount: leave gamma 1"),
+    (
+        "ppo",
+        {"drop_equal_groups": True},
+        "drop_equal_groups is for rloo, grpo, dr_grpo",
     ),
     (
         "ppo",

@@ -207,6 +207,20 @@ def test_a_run_without_a_reward_model_logs_each_reward_by_name(own, tmp_path):
     assert logged == pytest.approx([stats["reward/brevity"] for stats in history])
 
 
+@pytest.mark.parametrize(("stage", "lora"), [("rloo", 0), ("grpo", 4)])
+def test_the_names_of_critic_free_runs_are_stages(own, tmp_path, stage, lora):
+    options = ["--reward-function", "mine.py:brevity", "--lora-rank", str(lora)]
+    assert main(["train", stage, *own, *options]) == 0
+    report = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert report["config"]["advantages"] == stage
+    assert [("value_loss" in row, "equal_groups" in row) for row in report["history"]] == [
+        (False, True)
+    ] * 2
+    assert main(["train", stage, *own, *options, "--resume"]) == 0
+    with pytest.raises(SystemExit):  # there is no critic to set
+        main(["train", stage, *own, *options, "--vf-coef", "1"])
+
+
 def test_a_resumed_run_must_have_the_same_functions(own, mine, monkeypatch, capsys):
     reward = ["--reward-function", "mine.py:brevity"]
     assert main(["train", "ppo", *own, *reward]) == 0

@@ -38,7 +38,7 @@ TAGS = {
     "dpo": {"train/loss", "train/rewards/margins", "train/rewards/accuracies"},
     "rest": {"rest/score", "rest/kept", "rest/loss"},
 }
-TAGS["rlaif"] = TAGS["ppo"]
+TAGS |= dict.fromkeys(("rlaif", "rloo", "grpo"), TAGS["ppo"])
 
 
 def train(stage: str, resume: bool = False, **changes):
@@ -265,8 +265,11 @@ STEPS = {
     "dpo": (DPOTrainer, "training_step"),
     "rest": (rest, "grow"),
     "rlaif": (PPOTrainer, "rollout"),
+    "rloo": (PPOTrainer, "rollout"),
+    "grpo": (PPOTrainer, "rollout"),
 }
-LOOPS = ("ppo", "rest", "rlaif")  # ours: a step is a rollout or a Grow step, and saved each time
+# ours: a step is a rollout or a Grow step, and saved each time
+LOOPS = ("ppo", "rest", "rlaif", "rloo", "grpo")
 
 
 def train_and_stop(stage: str, steps: int, **changes) -> None:
