@@ -130,7 +130,7 @@ class PPOTrainer:
 
         # 1. Advantages: was what followed a token better than the critic had expected?
         advantages, returns = self.advantages(rollout, scores)
-        groups = {}
+        groups: dict[str, float] = {}
         if config.advantages in OF_GROUPS:
             final = final_scores(scores, rollout.ended, config.score_clip, self.eos_penalty)
             rollout, groups = compare_groups(rollout, final, config, self.schedule.last_epoch)
