@@ -189,7 +189,7 @@ def test_options_change_settings_and_nothing_else(trained, stage, tmp_path):
         "sft": {"bits": 4, "lora_rank": 2},
         "reward": {"pairs": 9},
         "ppo": {"kl_coef": 0.0},
-        "rloo": {"drop_equal_groups": True},
+        "rloo": {"cliprange_high": 0.28},
         "grpo": {"advantages": "dr_grpo"},
         "dpo": {"beta": 0.5},
         "rest": {"grow_steps": 3},
