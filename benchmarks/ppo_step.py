@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from workers.ppo_sides import BEST, LEARNERS, PEERS, PINS, PLAIN, ROWS, SIZES, Side, python
+from workers.ppo_sides import BEST, LEARNERS, PINS, PLAIN, ROWS, SIZES, Side, python
 
 from rlhf_helpers.models.devices import attention
 
@@ -191,7 +191,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     chosen = parser.parse_args().parts
-    for side in PEERS:
+    for side in ("newer", "older"):
         python(side)
     report = Path(__file__).with_suffix(".md")
     known = report.read_text(encoding="utf-8").split("\n## ")[1:] if report.exists() else []

@@ -28,7 +28,7 @@ SIZES = {  # hidden size, layers, heads, feed-forward size
     "M": (256, 6, 8, 1024),
     "L": (512, 6, 8, 2048),
 }
-PEERS = {"newer": "trl==1.12.0", "older": "trl==0.11.4"}
+PEERS = {"newer": "trl==1.12.0", "older": "trl==0.11.4", "trl": "trl==1.16.0"}
 PINS = ("transformers==5.23.0", "accelerate==1.15.0", "datasets==5.2.0")
 DEFAULTS: dict[str, Any] = {
     "size": "S",
@@ -134,10 +134,10 @@ def end_after_a_third(model: OPTForCausalLM) -> None:
 class Side:
     """A worker process that makes a step when told to."""
 
-    def __init__(self, folder: Path, name: str, **options: Any):
-        options = {**DEFAULTS, **(ROWS | LEARNERS)[name], **options}
-        home = Path(tempfile.mkdtemp(dir=folder))  # sides must not share what they write
-        options["folder"] = str(write_models(home, options["size"], options["variable"]))
+    def __init__(self, folder: Path, name: str, worker: Path = WORKER, **options: Any):
+        options = {**DEFAULTS, **(ROWS | LEARNERS).get(name, {}), **options}
+        self.folder = Path(tempfile.mkdtemp(dir=folder))  # sides must not share what they write
+        options["folder"] = str(write_models(self.folder, options["size"], options["variable"]))
         self.name = name
         environment = {
             **os.environ,
@@ -146,7 +146,7 @@ class Side:
             "PYTHONWARNINGS": "ignore",
         }
         self.process = subprocess.Popen(
-            [python(options["side"]), str(WORKER), json.dumps(options)],
+            [python(options["side"]), str(worker), json.dumps(options)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

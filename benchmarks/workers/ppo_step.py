@@ -32,14 +32,15 @@ def peak_memory(recorded: torch.profiler.profile) -> float:
 def turns(batches: list) -> Iterator[Any]:
     """Hand out a batch at every line of standard input; report what was done with it.
 
-    Where the line asks for memory, the step is recorded, which takes longer.
+    Where the line asks for memory, the step is recorded, which takes longer. Where it says save,
+    None stands for the batch.
     """
     print(json.dumps({"ready": True}), flush=True)
     for batch, line in zip(cycle(batches), sys.stdin, strict=False):
         recording = torch.profiler.profile(profile_memory=True) if "memory" in line else None
         with recording or nullcontext():
             started = time.perf_counter()
-            yield batch
+            yield None if "save" in line else batch
             report = {"seconds": time.perf_counter() - started, **notes}
         if recording:
             report["peak"] = peak_memory(recording)
