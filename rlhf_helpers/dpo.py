@@ -26,7 +26,7 @@ from rlhf_helpers import processes
 from rlhf_helpers.configs import DPOConfig
 from rlhf_helpers.models import add_lora, load_policy, load_tokenizer, merge_adapter
 from rlhf_helpers.models.compatibility import check_policy
-from rlhf_helpers.prompts import answer_tokens, cut_tokens, prompt_tokens
+from rlhf_helpers.prompts import answer_end, answer_tokens, prompt_tokens
 from rlhf_helpers.schemas import (
     DataError,
     Preference,
@@ -74,7 +74,7 @@ def train(config: DPOConfig, resume: bool = False) -> Result:
     bad data set; pairs that cutting makes equal are dropped and counted.
     """
     records = read_some(config.data, "preferences", config.pairs)
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = load_tokenizer(config.model, config.chat, config.system_prompt)
     rows = encode_pairs(records, tokenizer, config)
     if not rows:
         raise DataError(
@@ -117,7 +117,7 @@ def encode_pairs(
 def encode_pair(
     pair: Preference, tokenizer: PreTrainedTokenizerBase, config: DPOConfig
 ) -> dict[str, Any]:
-    """Token ids of the prompt and of both answers with EOS, as PPO samples them.
+    """Token ids of the prompt and of both answers with their end, as PPO samples them.
 
     Where they are too long, the prompt loses its beginning, and the same for both.
     """
@@ -125,10 +125,9 @@ def encode_pair(
     texts = [format_response(pair["candidate_0"]), format_response(pair["candidate_1"])]
     length = min(config.max_length, tokenizer.model_max_length)
     ids = answer_tokens(tokenizer, text, texts)
-    answers = [[*answer, tokenizer.eos_token_id][:length] for answer in ids]
-    (prompt,) = prompt_tokens(tokenizer, [text])
+    answers = [[*answer, answer_end(tokenizer)][:length] for answer in ids]
     longest = max(map(len, answers))
-    prompt = cut_tokens(tokenizer, prompt, length - longest)
+    (prompt,) = prompt_tokens(tokenizer, [text], length - longest)
     return {
         "prompt_ids": prompt,
         "chosen_ids": answers[pair["choice"]],

@@ -17,7 +17,7 @@ from rlhf_helpers import processes
 from rlhf_helpers.logprobs import Tokens, response_logprobs
 from rlhf_helpers.next_token import Chooser, end_ids
 from rlhf_helpers.prompt_cache import fitting, prompt_cache
-from rlhf_helpers.prompts import answer_texts, cut_tokens, prompt_room, prompt_tokens
+from rlhf_helpers.prompts import answer_texts, prompt_room, prompt_tokens
 
 __all__ = [
     "Responses",
@@ -46,9 +46,7 @@ def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, prompts: list[str], max_length: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Prompt ids and mask, both (G, P), left padded; a longer prompt loses its beginning."""
-    rows = prompt_tokens(tokenizer, prompts)
-    if max_length is not None:
-        rows = [cut_tokens(tokenizer, row, max_length) for row in rows]
+    rows = prompt_tokens(tokenizer, prompts, max_length)
     batch = tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt")
     return batch["input_ids"], batch["attention_mask"]
 

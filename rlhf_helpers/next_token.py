@@ -5,10 +5,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_helpers.logprobs import scaled
+from rlhf_helpers.prompts import answer_end
 
 
 def end_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids that end a response: the tokenizer's EOS and all of the model's generation config.
+    """The ids that end a response: EOS, `answer_end`, and all of the model's generation config.
 
     Chat models list several there, such as the end of a turn. Raises ValueError for a tokenizer
     without EOS.
@@ -22,7 +23,8 @@ def end_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list
             "the tokenizer has no EOS token, so no response could end: set tokenizer.eos_token, or "
             f'"eos_token" in its tokenizer_config.json (the model ends at {known or "no token"})'
         )
-    return sorted({tokenizer.eos_token_id, *(i for i in listed if i is not None)})
+    own = tokenizer.eos_token_id, answer_end(tokenizer)
+    return sorted({*own, *(i for i in listed if i is not None)})
 
 
 class Chooser:

@@ -54,8 +54,8 @@ def grow(
     """Sample answers at temperature 1 and score them: one row for each, in the prompts' order.
 
     Columns: `input_text` and `output_text` as in a demonstration; `prompt`, its index; `ended`,
-    whether the answer ends with EOS; `score` of prompt and answer as one text; `advantage`, the
-    score minus the mean score of all answers to the same prompt.
+    whether the answer ends with EOS; `score`, by a reward model or a function of prompt and answer
+    as one text; `advantage`, the score minus the mean score of all answers to the same prompt.
     """
     texts = [format_prompt(record["input_text"], instruction) for record in prompts]
     found = generation.respond(
@@ -161,7 +161,7 @@ def train(config: RestConfig, resume: bool = False) -> Result:
     model = _model_after(config, len(history))
     metrics = {name: history[-1][name] for name in ("score", "kept", "loss")}
     metrics["seconds"] = sum(row["seconds"] for row in history)
-    return save_stage(config, load_policy(model), load_tokenizer(model), metrics, history)
+    return save_stage(config, load_policy(model), _tokenizer(config, model), metrics, history)
 
 
 def _grow_and_improve(
@@ -172,7 +172,7 @@ def _grow_and_improve(
     model = _model_after(config, done)
     samples = grow(
         load_policy(model),
-        load_tokenizer(model),
+        _tokenizer(config, model),
         scorer,
         prompts,
         samples_per_prompt=config.samples_per_prompt,
@@ -208,6 +208,10 @@ def _model_after(config: RestConfig, improved: int) -> str | Path:
         return config.model
     g, i = divmod(improved - 1, config.improve_steps)
     return config.output_dir / f"grow_{g + 1}_best_{0.5 ** (i + 1)}"
+
+
+def _tokenizer(config: RestConfig, model: str | Path) -> PreTrainedTokenizerBase:
+    return load_tokenizer(model, config.chat, config.system_prompt)
 
 
 def _usable(samples: pd.DataFrame) -> pd.DataFrame:

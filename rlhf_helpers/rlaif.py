@@ -19,6 +19,7 @@ from rlhf_helpers import ppo, processes, reward_model
 from rlhf_helpers.annotation.judges import (
     Judge,
     Question,
+    default_question,
     judge_pairs,
     language_model_judge,
     plain_question,
@@ -49,24 +50,23 @@ def read_constitution(path: Path | None = None) -> list[str]:
     return principles
 
 
-def constitution_question(principles: Sequence[str]) -> Question:
-    """The question for a model that follows instructions: the principles, then `plain_question`."""
+def constitution_question(principles: Sequence[str], asked: Question = plain_question) -> Question:
+    """The question for a model that follows instructions: the principles, then `asked`."""
     listed = "\n".join(f"- {principle}" for principle in principles)
     return lambda prompt, first, second: (
-        f"A good answer follows these principles:\n{listed}\n\n"
-        + plain_question(prompt, first, second)
+        f"A good answer follows these principles:\n{listed}\n\n" + asked(prompt, first, second)
     )
 
 
 def load_labeller(
-    model: str | Path | None = None,
+    model: str | Path | None = None, chat: str = "auto"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model, by default the small labeller, and its tokenizer.
 
     The small one is the base model with the adapter that `principles.train_labeller` has made.
     """
     if model:
-        return load_policy(model), load_tokenizer(model)
+        return load_policy(model), load_tokenizer(model, chat)
     base, adapter = data_dir() / "base_model", existing(data_dir() / "labeller")
     policy = PeftModel.from_pretrained(load_policy(base), adapter).merge_and_unload()
     return policy, load_tokenizer(base)
@@ -76,14 +76,21 @@ def ai_labeller(
     principles: Sequence[str],
     model: str | Path | None = None,
     question: Callable[[Sequence[str]], Question] | None = None,
+    chat: str = "auto",
 ) -> Judge:
     """A causal language model, a folder or a name of the hub, that judges by these principles.
 
     By default the small labeller of `data/labeller`, asked as it was taught; any other model is
-    asked `constitution_question`, or your own.
+    asked `constitution_question`, or your own; a chat model in its chat format.
     """
-    question = question or (constitution_question if model else little_question)
-    return language_model_judge(*load_labeller(model), question(principles))
+    policy, tokenizer = load_labeller(model, chat)
+    if question is not None:
+        asked = question(principles)
+    elif model is None:
+        asked = little_question(principles)
+    else:
+        asked = constitution_question(principles, default_question(tokenizer))
+    return language_model_judge(policy, tokenizer, asked)
 
 
 def label_file(
@@ -126,7 +133,8 @@ def train(config: RLAIFConfig, resume: bool = False) -> Result:
         start_stage(config, resume=False)  # no checkpoint of an earlier PPO is left to resume from
         labels = config.output_dir / "labels.jsonl"
         if processes.rank() == 0:
-            labeller = ai_labeller(principles, config.labeller)
+            chat = "off" if config.chat == "off" else "auto"
+            labeller = ai_labeller(principles, config.labeller, chat=chat)
             label_file(labeller, config.preferences, labels, config.labels)
         processes.wait()
         output_dir = Path(config.reward_model)

@@ -85,13 +85,15 @@ class Document(TypedDict):
 def format_prompt(input_text: str, instruction: str = "") -> str:
     """Return the prompt as every stage gives it to a model.
 
-    The instruction, if there is one, comes first. White space at the end is cut, because the blank
-    in `[summary]: ` belongs to the response. Otherwise the prompt's tokens would not be a prefix of
-    the tokens of `format_prompt(...) + format_response(...)`.
+    The instruction, if there is one, comes first. Blanks at the end are cut, because the one in
+    `[summary]: ` belongs to the response. Otherwise the prompt's tokens would not be a prefix of
+    the tokens of `join(format_prompt(...), format_response(...))`. A line break at the end stays.
     """
     instruction = instruction.strip()
     prompt = f"{instruction} {input_text}" if instruction else input_text
-    return prompt.rstrip()
+    kept = prompt.rstrip()
+    white = prompt[len(kept) :]
+    return kept + white[: white.rfind("\n") + 1]
 
 
 def format_response(output_text: str) -> str:
@@ -114,6 +116,11 @@ def split_text(text: str) -> tuple[str, str]:
     return text[: mark.end()], text[mark.end() :]
 
 
+def join(prompt: str, response: str) -> str:
+    """Return prompt and response as one text; no blank comes between them after a line break."""
+    return prompt + (response.lstrip(" ") if prompt.endswith("\n") else response)
+
+
 def score_answers(
     scorer: Scorer, prompts: Sequence[str], answers: Sequence[str]
 ) -> Sequence[float]:
@@ -123,7 +130,7 @@ def score_answers(
     """
     if hasattr(scorer, "score"):
         return scorer.score(prompts, answers)
-    return scorer([prompt + answer for prompt, answer in zip(prompts, answers, strict=True)])
+    return scorer([join(*pair) for pair in zip(prompts, answers, strict=True)])
 
 
 def candidate_answers(
@@ -140,7 +147,7 @@ def candidate_texts(record: Preference, instruction: str = "") -> tuple[str, str
     """Return prompt and candidate as one text, for both candidates."""
     prompt = format_prompt(record["input_text"], instruction)
     first, second = record["candidate_0"], record["candidate_1"]
-    return prompt + format_response(first), prompt + format_response(second)
+    return join(prompt, format_response(first)), join(prompt, format_response(second))
 
 
 def read_preferences(path: StrPath) -> list[Preference]:

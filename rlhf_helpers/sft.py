@@ -16,7 +16,7 @@ from trl import SFTTrainer
 from rlhf_helpers.configs import SFTConfig
 from rlhf_helpers.models import add_lora, is_exact, load_policy, load_tokenizer, merge_adapter
 from rlhf_helpers.models.compatibility import check_policy
-from rlhf_helpers.prompts import answer_tokens, cut_tokens, prompt_tokens
+from rlhf_helpers.prompts import answer_end, answer_tokens, prompt_tokens
 from rlhf_helpers.schemas import Demonstration, format_prompt, format_response
 from rlhf_helpers.sources import read_file, streams
 from rlhf_helpers.training import Result, read_some, resumable, save_stage
@@ -47,16 +47,15 @@ class DemonstrationTrainer(SFTTrainer):
 def encode_demonstration(
     record: Demonstration, tokenizer: PreTrainedTokenizerBase, config: SFTConfig
 ) -> dict[str, list[int]]:
-    """`input_ids` of prompt, response and EOS; `labels` are -100 on the prompt.
+    """`input_ids` of prompt, response and its end; `labels` are -100 on the prompt.
 
     Where both are too long, the prompt loses its beginning: its end says what to do.
     """
     text = format_prompt(record["input_text"], config.instruction)
     length = min(config.max_length, tokenizer.model_max_length)
     (answer,) = answer_tokens(tokenizer, text, [format_response(record["output_text"])])
-    answer = [*answer, tokenizer.eos_token_id][:length]
-    (prompt,) = prompt_tokens(tokenizer, [text])
-    prompt = cut_tokens(tokenizer, prompt, length - len(answer))
+    answer = [*answer, answer_end(tokenizer)][:length]
+    (prompt,) = prompt_tokens(tokenizer, [text], length - len(answer))
     return {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
 
 
@@ -69,7 +68,7 @@ def train(config: SFTConfig, resume: bool = False) -> Result:
     """
     streamed = streams.is_stream(config.data)
     records = [] if streamed else read_file(config.data, KIND)[: config.demonstrations]
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = load_tokenizer(config.model, config.chat, config.system_prompt)
 
     def encode(records: list[Demonstration]) -> list[dict]:
         return [encode_demonstration(record, tokenizer, config) for record in records]

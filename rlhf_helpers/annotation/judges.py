@@ -15,11 +15,11 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_helpers import generation
+from rlhf_helpers import chat, generation
 from rlhf_helpers.annotation.agreement import agreement_table
 from rlhf_helpers.evaluation.metrics import Gold
 from rlhf_helpers.logprobs import Tokens, response_logprobs
-from rlhf_helpers.prompts import prompt_tokens
+from rlhf_helpers.prompts import answer_tokens, prompt_tokens
 from rlhf_helpers.reward_model import RewardModel
 from rlhf_helpers.schemas import format_prompt, format_response
 
@@ -149,29 +149,45 @@ def _key(*texts: str) -> tuple[str, ...]:
 
 
 def plain_question(prompt: str, first: str, second: str) -> str:
-    """A question for a language model that follows instructions."""
+    """A question that a language model completes with the number of the better answer."""
+    return f"{_two_answers(prompt, first, second)} The better one is answer"
+
+
+def chat_question(prompt: str, first: str, second: str) -> str:
+    """A question that a chat model answers with the number of the better answer."""
+    return f"{_two_answers(prompt, first, second)} Reply with that number alone."
+
+
+def default_question(tokenizer: PreTrainedTokenizerBase) -> Question:
+    """`chat_question` for a tokenizer that uses its chat template, else `plain_question`."""
+    return chat_question if chat.is_on(tokenizer) else plain_question
+
+
+def _two_answers(prompt: str, first: str, second: str) -> str:
     return (
         f"Here are a request and two answers to it.\n\nRequest:\n{prompt.strip()}\n\n"
         f"Answer 1:\n{first.strip()}\n\nAnswer 2:\n{second.strip()}\n\n"
-        "Which answer is better, 1 or 2? The better one is answer"
+        "Which answer is better, 1 or 2?"
     )
 
 
 def language_model_judge(
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    question: Question = plain_question,
+    question: Question | None = None,
     labels: tuple[str, str] = (" 1", " 2"),
     batch_size: int = 16,
 ) -> Judge:
     """Any causal language model, by its log-probs of the two labels after the question.
 
     P(second) = pi(label 2) / (pi(label 1) + pi(label 2)), as in RLAIF (Lee et al. 2023); labels may
-    have several tokens. For a chat model let `question` apply its chat template. The average over
+    have several tokens. A chat model reads the question as a user's message. By default it is
+    `chat_question` there and `plain_question` elsewhere. The average over
     both orders in `judge_pairs` is above 0.5 exactly where the log-odds averaged over both are
     above 0, so that a position bias which adds a constant to the log-odds cancels out.
     """
     policy.eval()
+    question = question or default_question(tokenizer)
 
     def judge(
         prompts: Sequence[str], firsts: Sequence[str], seconds: Sequence[str]
@@ -192,19 +208,28 @@ def language_model_judge(
     return judge
 
 
-def _label_ids(
+def _completions(
     tokenizer: PreTrainedTokenizerBase, text: str, labels: tuple[str, str]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask (2, T) of the labels as they follow a text."""
+) -> list[list[int]]:
+    """The tokens by which each label completes a text."""
     start, *wholes = prompt_tokens(tokenizer, [text, *(text + label for label in labels)])
-    rows = []
     for label, whole in zip(labels, wholes, strict=True):
         if whole[: len(start)] != start or len(whole) == len(start):
             raise ValueError(
                 f"the label {label!r} melts into the question's last token: end the question "
                 "without a blank and begin the labels with one, or the other way round"
             )
-        rows.append(torch.tensor(whole[len(start) :]))
+    return [whole[len(start) :] for whole in wholes]
+
+
+def _label_ids(
+    tokenizer: PreTrainedTokenizerBase, text: str, labels: tuple[str, str]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask (2, T) of the labels as they follow a text."""
+    if chat.is_on(tokenizer):
+        rows = [torch.tensor(ids) for ids in answer_tokens(tokenizer, text, labels)]
+    else:
+        rows = [torch.tensor(ids) for ids in _completions(tokenizer, text, labels)]
     ids = torch.nn.utils.rnn.pad_sequence(
         rows, batch_first=True, padding_value=tokenizer.pad_token_id
     )

@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
         raise schemas.DataError(f"{options.preferences}: rankings cannot be used here. Give pairs.")
     if preferences and not models.reward_model:
         raise ValueError("--preferences measure a reward model: name one with --reward-model")
-    describe(models, source, len(prompts))
+    describe(models, source, len(prompts), options)
     report, samples = _measure(models, prompts, preferences, functions, options)
     for name, metrics in report.items():
         print(f"\n{name}")
@@ -121,7 +121,8 @@ def _measure(
     from rlhf_helpers.models import load_policy, load_tokenizer
     from rlhf_helpers.reward_model import RewardModel
 
-    policy, tokenizer = load_policy(models.policy), load_tokenizer(models.policy)
+    tokenizer = load_tokenizer(models.policy, options.chat, options.system_prompt)
+    policy = load_policy(models.policy)
     reference = reward_model = None
     if models.reference:
         reference = load_policy(models.reference)

@@ -4,6 +4,7 @@ import argparse
 
 from rlhf_helpers import scales, schemas
 from rlhf_helpers.commands.models import add_models, check_settings, find_models, print_rows
+from rlhf_helpers.commands.options import describe_chat
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +31,7 @@ def run(options: argparse.Namespace) -> None:
     before = models.reference
     if models.of_run and not options.reference:
         before = str(scale.base_model)  # what the run's SFT started from
+    print(describe_chat(models.policy, options.chat, options.system_prompt))
     named = {"before": before, "after": models.policy} if before else {"after": models.policy}
     table = before_and_after(
         named,
@@ -38,6 +40,8 @@ def run(options: argparse.Namespace) -> None:
         temperatures=options.temperatures,
         instruction=options.instruction,
         max_new_tokens=options.max_new_tokens,
+        chat=options.chat,
+        system_prompt=options.system_prompt,
     )
     print_rows(table)
     if options.output_dir:

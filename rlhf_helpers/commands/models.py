@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf_helpers import scales
-from rlhf_helpers.commands.options import add_common
+from rlhf_helpers.commands.options import add_common, describe_chat
+from rlhf_helpers.configs.base import CHAT
 from rlhf_helpers.stages import STAGES
 
 if TYPE_CHECKING:
@@ -45,6 +46,17 @@ def add_models(
         "the policy's folder says it was trained)",
     )
     parser.add_argument("--prompts", type=Path, help="your own prompts, a JSONL file")
+    parser.add_argument(
+        "--chat",
+        default="auto",
+        choices=CHAT,
+        help="whether prompts go through the chat template of each model's tokenizer (default: "
+        "auto, as the model was trained here, else wherever there is a template)",
+    )
+    parser.add_argument(
+        "--system-prompt",
+        help="in front of every conversation of a chat model (default: as it was trained)",
+    )
     parser.add_argument("--instruction", default="", help="a sentence in front of every prompt")
     parser.add_argument(
         "--max-new-tokens",
@@ -100,8 +112,9 @@ def _trained_with(policy: Path) -> tuple[str | None, str | None]:
     return model, reward_model if reward_model and Path(reward_model).is_dir() else None
 
 
-def describe(models: Models, source: object, count: int) -> None:
+def describe(models: Models, source: object, count: int, options: argparse.Namespace) -> None:
     """Print which models are compared and on which prompts, before the work begins."""
+    print(describe_chat(models.policy, options.chat, options.system_prompt))
     reference = models.reference or "none, so no KL and no win rate (--reference names one)"
     reward_model = models.reward_model or "none, so no reward (--reward-model names one)"
     print(f"policy        {models.policy}")

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from rlhf_helpers import scales
-from rlhf_helpers.commands.options import add_common, print_table
+from rlhf_helpers.commands.options import add_common, describe_chat, print_table
 from rlhf_helpers.configs import StageConfig
 from rlhf_helpers.configs.settings import Option, options
 from rlhf_helpers.stages import STAGES, Stage, train_stage
@@ -75,6 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
     from rlhf_helpers.training import interrupts
 
     if int(os.environ.get("RANK", "0")) == 0:
+        print(describe_chat(config.model, config.chat, config.system_prompt))
         print(devices.describe_device())
     with interrupts.stop_after_step():
         result = train_stage(arguments.stage, config, arguments.resume)

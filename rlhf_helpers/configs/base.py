@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rlhf_helpers.configs.settings import check_settings, setting
 
+CHAT = ("auto", "on", "off")
 REPORTERS = ("none", "wandb")
 SCHEDULERS = (  # of transformers, those that need no further argument
     "linear",
@@ -32,6 +33,15 @@ class StageConfig:
     seed: int = setting(0, "of all random numbers", at_least=0, at_most=LARGEST_SEED)
     instruction: str = setting(
         "", "goes in front of every prompt, e.g. 'Summarize in less than 50 words.'"
+    )
+    chat: str = setting(
+        "auto",
+        "prompts go through the chat template of the model's tokenizer; auto: as the model was "
+        "trained here, else wherever there is a template",
+        choices=CHAT,
+    )
+    system_prompt: str | None = setting(
+        None, "in front of every conversation of a chat model; None: as the model was trained here"
     )
     lora_rank: int = setting(
         0,

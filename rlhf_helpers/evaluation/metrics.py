@@ -21,6 +21,7 @@ from rlhf_helpers.schemas import (
     Scorer,
     candidate_answers,
     format_prompt,
+    join,
     score_answers,
 )
 
@@ -81,7 +82,7 @@ def evaluate_policy(
     }
     if responses.log_ratios:
         columns["kl"] = responses.log_ratios
-    whole = [text + answer for text, answer in zip(texts, responses.texts, strict=True)]
+    whole = [join(*pair) for pair in zip(texts, responses.texts, strict=True)]
     if reward_model is not None:
         columns["reward"] = score_answers(reward_model, texts, responses.texts)
     for reward in reward_functions:

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_helpers.generation import encode_prompts, respond
+from rlhf_helpers.generation import encode_prompts, end_ids, respond
 from rlhf_helpers.models import load_policy, load_tokenizer
 from rlhf_helpers.prompts import answer_texts
 from rlhf_helpers.schemas import format_prompt
@@ -46,6 +46,7 @@ def beam_answers(
             input_ids=ids,
             attention_mask=mask,
             pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=end_ids(policy, tokenizer),
             max_new_tokens=max_new_tokens,
             **BEAMS,
         )
@@ -60,14 +61,17 @@ def before_and_after(
     temperatures: Sequence[float] = (),
     instruction: str = "",
     max_new_tokens: int = 128,
+    chat: str = "auto",
+    system_prompt: str | None = None,
 ) -> pd.DataFrame:
     """Columns `prompt`, and the answers of each model (name -> folder or name of the hub).
 
     They come from `beam_answers`; with `temperatures` they are sampled, a column a temperature.
+    `chat` and `system_prompt` are those of `chat.set_chat`.
     """
     texts, columns = [format_prompt(prompt, instruction) for prompt in prompts], {}
     for name, folder in models.items():
-        model = load_policy(folder), load_tokenizer(folder)
+        model = load_policy(folder), load_tokenizer(folder, chat, system_prompt)
         settings = {"max_new_tokens": max_new_tokens, "seed": seed}
         if not temperatures:
             columns[name] = beam_answers(*model, texts, **settings)

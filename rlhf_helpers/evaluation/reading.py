@@ -22,6 +22,7 @@ from rlhf_helpers.evaluation.metrics import Gold, evaluate_reward_model, evaluat
 from rlhf_helpers.evaluation.texts import repetition
 from rlhf_helpers.extras import needs_extra
 from rlhf_helpers.logprobs import Tokens, response_logprobs
+from rlhf_helpers.prompts import answer_end, answer_tokens
 from rlhf_helpers.schemas import Preference, Scorer, format_prompt, format_response
 
 with needs_extra("course"):
@@ -103,11 +104,15 @@ def answer_logprobs(
     for start in range(0, len(preferences), batch_size):
         batch = preferences[start : start + batch_size]
         prompts = [format_prompt(record["input_text"], instruction) for record in batch]
-        texts = [format_response(record[field]) for record in batch for field in FIELDS]  # type: ignore[literal-required]
-        encoded = tokenizer(
-            [text + tokenizer.eos_token for text in texts], add_special_tokens=False
-        )
-        rows = [torch.tensor(ids) for ids in encoded["input_ids"]]
+        rows = [
+            torch.tensor([*ids, answer_end(tokenizer)])
+            for prompt, record in zip(prompts, batch, strict=True)
+            for ids in answer_tokens(
+                tokenizer,
+                prompt,
+                [format_response(record[field]) for field in FIELDS],  # type: ignore[literal-required]
+            )
+        ]
         ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
         mask = torch.arange(ids.shape[1]) < torch.tensor([[len(row)] for row in rows])
         prompt_ids, prompt_mask = generation.encode_prompts(tokenizer, prompts)

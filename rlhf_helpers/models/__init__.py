@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from rlhf_helpers.chat import set_chat
 from rlhf_helpers.models.adapters import is_adapter, merged_with_base
 from rlhf_helpers.models.devices import attention, compute_dtype, default_device
 from rlhf_helpers.models.quantisation import import_bitsandbytes, keep_4_bits_trainable
@@ -52,14 +53,19 @@ def loading(path: str | Path) -> Iterator[None]:
         ) from error
 
 
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """Return a model's tokenizer: it pads (else with EOS), and knows how much the model reads."""
+def load_tokenizer(
+    path: str | Path, chat: str = "auto", system_prompt: str | None = None
+) -> PreTrainedTokenizerBase:
+    """Return a model's tokenizer: it pads (else with EOS), and knows how much the model reads.
+
+    `chat` and `system_prompt` say how it writes prompts: see `chat.set_chat`.
+    """
     with loading(path):
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.model_max_length = min(tokenizer.model_max_length, _positions(path))
-    return tokenizer
+    return set_chat(tokenizer, chat, system_prompt)
 
 
 def _positions(path: str | Path) -> float:

@@ -3,7 +3,7 @@
     trainer = PPOTrainer(policy, tokenizer, config)
     for prompts in loader:
         rollout = trainer.rollout(prompts)
-        scores = reward_model(rollout.texts)
+        scores = reward_model.score(rollout.prompts, rollout.answers)
         stats = trainer.step(rollout, scores)
 
 To read it: the losses are `maths.policy_loss` and `maths.value_loss`; `trainer.PPOTrainer.step`

@@ -16,6 +16,7 @@ from rlhf_helpers.models import is_exact
 from rlhf_helpers.ppo.critic import token_values
 from rlhf_helpers.ppo.maths import masked_mean
 from rlhf_helpers.ppo.reference import reference_logprobs
+from rlhf_helpers.schemas import join
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -33,12 +34,18 @@ class Rollout(Tokens):
     values: Tensor | None  # (B, R) expected return before each token; None without a critic
     ended: Tensor  # (B,) bool, False if the response was cut off
     counted: Tensor  # (B,) bool, False if the policy is not to learn from the response
-    prompts: list[str]
+    prompts: list[str]  # formatted, one for each response
     responses: list[str]
-    texts: list[str]  # prompt and response: what a reward model reads
+    texts: list[str]  # prompt and response: what a reward function reads
     records: list[Mapping[str, Any]]  # the data's record of each prompt: what a program may check
     seconds: float  # that sampling took
     logprob_gap: float | None = None  # mean |sampled - recomputed| log-prob, where recomputed
+
+    @property
+    def answers(self) -> list[str]:
+        """The responses as they follow their prompts, with the blank in front."""
+        pairs = zip(self.texts, self.prompts, strict=True)
+        return [text[len(prompt) :] for text, prompt in pairs]
 
     def select(self, rows: Tensor) -> "Rollout":
         """The rollout of some responses, in the order of `rows`: to filter or to reorder it."""
@@ -124,6 +131,7 @@ def sample_rollout(
         values = token_values(value_head, critic, samples.hidden, tokens) * samples.response_mask
     responses = generation.decode(tokenizer, samples)
     records = [{"input_text": prompt} for prompt in prompts] if records is None else records
+    prompts = [prompt for prompt in prompts for _ in range(repeat)]
     return Rollout(
         prompt_ids=tokens.prompt_ids.repeat_interleave(repeat, 0),
         prompt_mask=tokens.prompt_mask.repeat_interleave(repeat, 0),
@@ -134,9 +142,9 @@ def sample_rollout(
         values=values,
         ended=samples.ended,
         counted=torch.ones_like(samples.ended),
-        prompts=[prompt for prompt in prompts for _ in range(repeat)],
+        prompts=prompts,
         responses=[response.strip() for response in responses],
-        texts=[prompts[i // repeat] + response for i, response in enumerate(responses)],
+        texts=[join(*pair) for pair in zip(prompts, responses, strict=True)],
         records=[record for record in records for _ in range(repeat)],
         seconds=time.perf_counter() - started,
         logprob_gap=gap,

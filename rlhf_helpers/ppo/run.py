@@ -123,7 +123,8 @@ def _make_trainer(
     config: PPORunConfig, reward_model: RewardModel | None, documents: list[str] | None
 ) -> PPOTrainer:
     """Load the policy and its tokenizer, and make a trainer."""
-    tokenizer, policy = load_tokenizer(config.model), _load_policy(config)
+    tokenizer = load_tokenizer(config.model, config.chat, config.system_prompt)
+    policy = _load_policy(config)
     critic_start = _critic_start(config, reward_model, policy, tokenizer)
     return PPOTrainer(policy, tokenizer, config, critic=critic_start, documents=documents)
 

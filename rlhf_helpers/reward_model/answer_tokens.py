@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_helpers.logprobs import Tokens, forward_responses
 from rlhf_helpers.models import HEAD_FILE
 from rlhf_helpers.prompt_cache import fitting
-from rlhf_helpers.prompts import answer_tokens, cut_tokens, prompt_tokens
+from rlhf_helpers.prompts import answer_end, answer_tokens, prompt_tokens
 
 HIDDEN_UNITS = 128
 
@@ -69,17 +69,20 @@ class AnswerTokenHead(nn.Module):
 def encode_answers(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], answers: Sequence[str]
 ) -> list[Encoded]:
-    """Return the token ids of each prompt and of its answer, which ends with EOS.
+    """Return the token ids of each prompt and of its answer, which ends with `answer_end`.
 
     A text that is longer than `tokenizer.model_max_length` loses the beginning of its prompt.
     """
-    room, end = tokenizer.model_max_length, [tokenizer.eos_token_id]
+    room, end = tokenizer.model_max_length, [answer_end(tokenizer)]
     known = {prompt: prompt_tokens(tokenizer, [prompt])[0] or end for prompt in set(prompts)}
     encoded = []
     for prompt, answer in zip(prompts, answers, strict=True):
         (ids,) = answer_tokens(tokenizer, prompt, [answer])
         ids = (ids + end)[1 - room :]  # one token of the prompt stays: it predicts the first
-        encoded.append((cut_tokens(tokenizer, known[prompt], room - len(ids)), ids))
+        head = known[prompt]
+        if len(head) > room - len(ids):
+            (head,) = prompt_tokens(tokenizer, [prompt], room - len(ids))
+        encoded.append((head, ids))
     return encoded
 
 

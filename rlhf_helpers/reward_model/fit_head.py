@@ -195,7 +195,7 @@ def fit_head(config: RewardConfig, records: list | None, resume: bool) -> Fitted
     answers cannot share their prompt, and FloatingPointError where training diverges.
     """
     check_policy(config.model)
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = load_tokenizer(config.model, config.chat, config.system_prompt)
     tokenizer.model_max_length = min(config.max_length, tokenizer.model_max_length)
     records = _streamed(config) if records is None else records
     rows = encode_rows(records, tokenizer, config.instruction)

@@ -20,6 +20,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase,
 from trl import RewardConfig as TRLConfig
 
 from rlhf_helpers import processes
+from rlhf_helpers.prompts import whole_tokens
 from rlhf_helpers.reward_model.losses import Places, kwise_loss, ranked_pairs
 from rlhf_helpers.schemas import Ranking, format_prompt, format_response
 
@@ -35,8 +36,8 @@ def encode_rankings(
     rows = []
     for record in records:
         prompt = format_prompt(record["input_text"], instruction)
-        texts = [prompt + format_response(candidate) for candidate in record["candidates"]]
-        ids = tokenizer(texts, truncation=True)["input_ids"]
+        answers = [format_response(candidate) for candidate in record["candidates"]]
+        ids = whole_tokens(tokenizer, [prompt] * len(answers), answers)
         kept, ranking = distinct(ids, record["ranking"])
         if len(ranking) > 1:
             annotator, length = record.get("annotator", ""), max(map(len, kept))

@@ -17,7 +17,9 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_helpers import chat
 from rlhf_helpers.models import load_classifier, load_policy, load_tokenizer, loading
+from rlhf_helpers.prompts import whole_tokens
 from rlhf_helpers.reward_model.answer_tokens import (
     AnswerTokenHead,
     encode_answers,
@@ -49,13 +51,24 @@ class RewardModel:
 
     @torch.no_grad()
     def raw_scores(self, texts: list[str], batch_size: int = 16) -> Tensor:
-        """Scores (B,) as the classifier gives them, at least `batch_size` at a time.
+        """Scores (B,) of whole texts as the classifier gives them; see `raw_answer_scores`.
+
+        Raises ValueError where this model reads conversations.
+        """
+        if chat.is_on(self.tokenizer):
+            raise ValueError(
+                "this reward model reads conversations, and cannot tell prompt and response apart "
+                "in one text: call score(prompts, responses)"
+            )
+        return self._scores(self.tokenizer(texts, truncation=True)["input_ids"], batch_size)
+
+    def _scores(self, encoded: list[list[int]], batch_size: int) -> Tensor:
+        """Scores (B,) of texts, at least `batch_size` at a time.
 
         Texts of like length share a batch, and those that begin alike (answers to one prompt) are
         read as one up to where they part, if the classifier gives the same scores so.
         """
-        encoded = self.tokenizer(texts, truncation=True)["input_ids"]
-        scores, batch = torch.zeros(len(texts)), []
+        scores, batch = torch.zeros(len(encoded)), []
         groups = sorted(beginning_alike(encoded), key=lambda group: len(encoded[group[0]]))
         for i, group in enumerate(groups):
             batch.append(group)
@@ -78,12 +91,15 @@ class RewardModel:
                 return shared_prompt_scores(self.model, *batch).float().cpu()
         return self.model(**padded).logits[:, 0].float().cpu()
 
-    def raw_answer_scores(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
+    def raw_answer_scores(
+        self, prompts: Sequence[str], responses: Sequence[str], batch_size: int = 16
+    ) -> Tensor:
         """Raw scores (B,) of responses as they stand after their prompt, with the blank in front.
 
-        The prompts are formatted, and there is one for each response.
+        The prompts are formatted, and there is one for each response. Both go through the chat
+        template of this model's own tokenizer, if it has one; else they are one text.
         """
-        return self.raw_scores([p + r for p, r in zip(prompts, responses, strict=True)])
+        return self._scores(whole_tokens(self.tokenizer, prompts, responses), batch_size)
 
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
         """Standardised scores of responses, each with its prompt: see `raw_answer_scores`."""
@@ -155,12 +171,13 @@ def beginning_alike(encoded: list[list[int]]) -> list[list[int]]:
 def append_eos(tokenizer: PreTrainedTokenizerBase, max_length: int) -> PreTrainedTokenizerBase:
     """Make a tokenizer end every text with EOS, as encoders' tokenizers do with [SEP].
 
-    A text that is too long loses its beginning, since what is judged stands at the end.
+    A text that is too long loses its beginning, since what is judged stands at the end. A chat
+    template ends its conversations itself.
     """
     tokenizer.truncation_side = "left"
     tokenizer.model_max_length = min(max_length, tokenizer.model_max_length)
-    ids = tokenizer("a")["input_ids"]
-    if ids[-1] not in (tokenizer.eos_token_id, tokenizer.sep_token_id):
+    ids, ends = tokenizer("a")["input_ids"], (tokenizer.eos_token_id, tokenizer.sep_token_id)
+    if not chat.is_on(tokenizer) and ids[-1] not in ends:
         special = {tokenizer.eos_token: tokenizer.eos_token_id}
         begin = tokenizer.convert_ids_to_tokens(ids[0]) if ids[0] == tokenizer.bos_token_id else ""
         special |= {begin: ids[0]} if begin else {}

@@ -5,8 +5,9 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import RewardTrainer
 
+from rlhf_helpers.prompts import whole_tokens
 from rlhf_helpers.reward_model.losses import pairwise_loss
-from rlhf_helpers.schemas import Preference, candidate_texts
+from rlhf_helpers.schemas import Preference, candidate_answers
 
 
 def encode_pairs(
@@ -18,7 +19,7 @@ def encode_pairs(
     """
     rows, graded = [], any("margin" in record for record in records)
     for record in records:
-        ids = tokenizer(list(candidate_texts(record, instruction)), truncation=True)["input_ids"]
+        ids = whole_tokens(tokenizer, *candidate_answers([record], instruction))
         if ids[0] != ids[1]:
             chosen, rejected = ids[record["choice"]], ids[1 - record["choice"]]
             length = max(len(chosen), len(rejected))

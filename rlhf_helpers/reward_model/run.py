@@ -76,7 +76,8 @@ def _fit_classifier(config: RewardConfig, records: list | None, resume: bool) ->
     With `lora_rank` an adapter and the head are trained, and merged into the full-precision model
     at the end.
     """
-    tokenizer = append_eos(load_tokenizer(config.model), config.max_length)
+    tokenizer = load_tokenizer(config.model, config.chat, config.system_prompt)
+    tokenizer = append_eos(tokenizer, config.max_length)
     rows, counts = _rows(config, records, tokenizer)
     check_vocabulary(config.model, tokenizer)
     trainer = reward_trainer(config, rows, tokenizer)

@@ -140,9 +140,7 @@ class Rewards:
         """The name, the weight and the scores (B,) of each reward."""
         given = []
         if self.reward_model is not None:
-            parts = zip(rollout.prompts, rollout.texts, strict=True)
-            answers = [text.removeprefix(prompt) for prompt, text in parts]
-            scores = list(score_answers(self.reward_model, rollout.prompts, answers))
+            scores = list(score_answers(self.reward_model, rollout.prompts, rollout.answers))
             given.append((REWARD_MODEL, self.weight, scores))
         what = (rollout.texts, rollout.prompts, rollout.responses, rollout.records)
         for reward in self.functions:

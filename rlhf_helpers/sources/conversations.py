@@ -7,6 +7,7 @@ prompt that is one question of the user is that text alone; a longer one is writ
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -89,6 +90,23 @@ def write_prompt(turns: Sequence[Turn]) -> str:
     if len(turns) == 1:
         return turns[0].content
     return _dialogue(turns) + ASSISTANT
+
+
+def read_dialogue(text: str) -> list[Turn] | None:
+    """Return the turns of a prompt that `write_prompt` has written as a dialogue, else None.
+
+    A text in front of the dialogue, such as an instruction, joins the first turn of the user.
+    """
+    if not text.rstrip().endswith(ASSISTANT) or HUMAN not in text:
+        return None
+    markers = {marker: role for role, marker in MARKERS.items()}
+    beginning, *parts = re.split(f"({'|'.join(map(re.escape, markers))})", text.rstrip())
+    pairs = list(zip(parts[:-2:2], parts[1:-2:2], strict=True))
+    turns = [Turn(markers[marker], content.removeprefix(" ")) for marker, content in pairs]
+    if beginning.strip():
+        first = next(i for i, turn in enumerate(turns) if turn.role == "user")
+        turns[first] = Turn("user", f"{beginning.strip()} {turns[first].content}")
+    return turns
 
 
 def write_answer(turns: Sequence[Turn]) -> str:

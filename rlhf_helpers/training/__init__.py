@@ -21,11 +21,12 @@ from safetensors.torch import save_file
 from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_helpers import processes, sources
+from rlhf_helpers import chat, processes, sources
 from rlhf_helpers.configs import StageConfig
 from rlhf_helpers.configs.settings import as_json
 from rlhf_helpers.extras import needs_extra
 from rlhf_helpers.models import HEAD_FILE, first_not_finite
+from rlhf_helpers.next_token import end_ids
 from rlhf_helpers.runs import write_json
 from rlhf_helpers.sources import streams
 from rlhf_helpers.training.checkpoints import check_same, finish_run, read_json, release, status
@@ -145,6 +146,7 @@ def save_stage(
     if processes.rank() == 0:
         folder, new = config.output_dir, config.output_dir / "unfinished"
         shutil.rmtree(new, ignore_errors=True)
+        _list_ends(model, tokenizer)
         model.save_pretrained(new, state_dict=weights)
         tokenizer.save_pretrained(new)
         if head is not None:
@@ -156,6 +158,13 @@ def save_stage(
         finish_run(folder)
     processes.wait()
     return Result(config.output_dir, metrics, history)
+
+
+def _list_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a chat model's answers end elsewhere where they ended in training."""
+    generation_config = getattr(model, "generation_config", None)
+    if generation_config is not None and model.can_generate() and chat.is_on(tokenizer):
+        generation_config.eos_token_id = end_ids(model, tokenizer)
 
 
 def _replace_model(folder: Path, new: Path) -> None:

@@ -37,6 +37,7 @@ ROLLOUT = SimpleNamespace(
     texts=["a b", "a cc"],
     prompts=["a", "a"],
     responses=["b", "cc"],
+    answers=[" b", " cc"],
     records=[{"input_text": "a", "answer": "cc"}] * 2,
 )
 ANSWERS = (ROLLOUT.texts, ROLLOUT.prompts, ROLLOUT.responses, ROLLOUT.records)
