@@ -32,7 +32,7 @@ from rlhf_helpers.prompts import (
     prompt_tokens,
 )
 from rlhf_helpers.reward_model import append_eos, encode_pairs
-from rlhf_helpers.schemas import candidate_texts, format_prompt, format_response, is_blank
+from rlhf_helpers.schemas import candidate_texts, format_prompt, format_response, is_blank, join
 from rlhf_helpers.sft import encode_demonstration
 
 WORDS = "a post about my cat and the neighbor's dog [summary]: never sleeps (42 days), why? No! ok."
@@ -199,8 +199,9 @@ def test_blanks_in_front_of_punctuation_are_kept(name):
 @settings(max_examples=25)
 @given(post=ANY, answer=ANY)
 def test_any_answer_comes_back_where_the_tokenizer_knows_all_bytes(name, post, answer):
-    tokenizer, response = MADE[name], format_response(answer)
-    (ids,) = answer_tokens(tokenizer, format_prompt(post), [response])
+    tokenizer, prompt = MADE[name], format_prompt(post)
+    response = join(prompt, format_response(answer))[len(prompt) :]
+    (ids,) = answer_tokens(tokenizer, prompt, [response])
     assert answer_texts(tokenizer, [ids]) == [response.replace(WHITE, " ")] or WHITE in response
 
 
