@@ -6,13 +6,17 @@ import pytest
 import torch
 from test_prompts import FAMILIES, wrap
 from transformers import (
+    AutoModelForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
     pipeline,
 )
 
-from rlhf_helpers import chat, schemas, sft
-from rlhf_helpers.configs import SFTConfig
+from rlhf_helpers import chat, dpo, ppo, reward_model, schemas, sft
+from rlhf_helpers.annotation.judges import chat_question, language_model_judge
+from rlhf_helpers.commands.main import main
+from rlhf_helpers.configs import DPOConfig, SFTConfig
+from rlhf_helpers.evaluation.reading import answer_logprobs
 from rlhf_helpers.generation import encode_prompts, respond
 from rlhf_helpers.models import load_policy, load_tokenizer
 from rlhf_helpers.prompts import (
@@ -23,7 +27,10 @@ from rlhf_helpers.prompts import (
     prompt_tokens,
     whole_tokens,
 )
-from rlhf_helpers.schemas import format_prompt, format_response, join
+from rlhf_helpers.reward_model import RewardModel
+from rlhf_helpers.reward_model.pairs import encode_pairs
+from rlhf_helpers.rlaif import constitution_question
+from rlhf_helpers.schemas import candidate_answers, format_prompt, format_response, join
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
@@ -265,3 +272,121 @@ def test_a_plain_pipeline_answers_as_trained(tuned):
     ours = respond(policy, tokenizer, list(ANSWERS), max_new_tokens=20, temperature=0)
     assert [text.strip() for text in ours.texts] == list(ANSWERS.values())
     assert ours.ended == [True] * 3
+
+
+@pytest.fixture
+def scorer_folder(tmp_path):
+    """The folder of a reward model with a chat template of its own, Gemma's."""
+    tokenizer = chat_tokenizer("Gemma")
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        pad_token_id=tokenizer.pad_token_id,
+        num_labels=1,
+        initializer_range=0.2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "scorer")
+    tokenizer.save_pretrained(tmp_path / "scorer")
+    return tmp_path / "scorer"
+
+
+PAIR = {"input_text": QUESTION, "candidate_0": "ok.", "candidate_1": "never sleeps", "choice": 1}
+
+
+def test_a_reward_model_reads_conversations_in_its_own_template(scorer_folder):
+    scorer = RewardModel.from_pretrained(scorer_folder)
+    theirs = scorer.tokenizer
+    said = {"role": "assistant", "content": "never sleeps"}
+    ids = theirs.apply_chat_template([*user(QUESTION), said], return_tensors="pt")["input_ids"]
+    raw = scorer.model(input_ids=ids).logits.item()
+    answers = candidate_answers([PAIR])
+    assert scorer.raw_answer_scores(*answers)[1].item() == pytest.approx(raw, abs=1e-5)
+    (row,) = encode_pairs([PAIR], reward_model.append_eos(copy.deepcopy(theirs), 256))
+    assert row["chosen_ids"] == ids[0].tolist()
+    long = " ".join(["a post about my cat"] * 90)
+    theirs.model_max_length = 64
+    (cut,) = whole_tokens(theirs, [long], [" ok."])
+    assert len(cut) <= 64 and cut[:2] == ids[0, :2].tolist() and cut[-2:] == ids[0, -2:].tolist()
+    with pytest.raises(ValueError, match=r"reads conversations.*call score\(prompts, responses\)"):
+        scorer(["why? ok."])
+
+
+def test_a_policy_s_answers_reach_a_reward_model_of_any_format(tuned, scorer_folder, encoder):
+    policy, tokenizer = load_policy(tuned), load_tokenizer(tuned)
+    config = ppo.PPOConfig(batch_size=4, mini_batch_size=4, samples_per_prompt=2, max_new_tokens=12)
+    trainer = ppo.PPOTrainer(policy, tokenizer, config)
+    rollout = trainer.rollout(["why?", "a cat?"])
+    assert rollout.texts[0].startswith("why? ") and "<|" not in "".join(rollout.texts)
+    own = RewardModel.from_pretrained(scorer_folder)
+    expected = own.raw_answer_scores(rollout.prompts, [f" {text}" for text in rollout.responses])
+    assert own.raw_answer_scores(rollout.prompts, rollout.answers).tolist() == expected.tolist()
+    plain = RewardModel.from_pretrained(encoder)
+    assert plain.score(rollout.prompts, rollout.answers) == plain(rollout.texts)
+    stats = trainer.step(rollout, own.score(rollout.prompts, rollout.answers))
+    assert stats["eos_rate"] > 0.5 and abs(stats["kl"]) < 1e-4
+
+
+def test_dpo_compares_answers_with_the_template_s_end(tuned, tmp_path):
+    tokenizer = load_tokenizer(tuned)
+    config = DPOConfig(model=tuned, data="d", output_dir=tmp_path)
+    row = dpo.encode_pair(PAIR, tokenizer, config)
+    messages = [{"role": "system", "content": "Be brief."}, *user(QUESTION)]
+    assert row["prompt_ids"] == deployed(tokenizer, messages)
+    assert row["chosen_ids"][-1] == row["rejected_ids"][-1] == answer_end(tokenizer)
+    (measured,) = answer_logprobs(load_policy(tuned), tokenizer, [PAIR])
+    ids = torch.tensor([row["prompt_ids"] + row["chosen_ids"]])
+    with torch.no_grad():
+        logprobs = load_policy(tuned)(input_ids=ids).logits.log_softmax(-1)[0, :-1]
+    chosen = logprobs.gather(-1, ids[0, 1:, None])[-len(row["chosen_ids"]) :].sum().item()
+    assert measured[1] == pytest.approx(chosen, abs=1e-3)
+
+
+def test_a_labeller_that_chats_is_asked_by_a_message(base):
+    policy, tokenizer = load_policy(base), load_tokenizer(base)
+    judge = language_model_judge(policy, tokenizer)
+    asked = chat_question("why?", "ok.", "never sleeps")
+    ids = deployed(tokenizer, user(asked))
+    labels = [tokenizer(label, add_special_tokens=False)["input_ids"] for label in ("1", "2")]
+    assert [len(label) for label in labels] == [1, 1]
+    with torch.no_grad():
+        logits = policy(input_ids=torch.tensor([ids])).logits[0, -1, [labels[0][0], labels[1][0]]]
+    expected = logits.softmax(0)[1].item()
+    assert judge(["why?"], ["ok."], ["never sleeps"]) == pytest.approx([expected], abs=1e-5)
+    assert constitution_question(["Be kind."], chat_question)("p", "a", "b").endswith("alone.")
+
+
+def test_stages_run_in_the_chat_format_and_say_so(tuned, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RLHF_RUNS", str(tmp_path / "runs"))
+    pairs = [{**PAIR, "input_text": f"why? {i}"} for i in range(8)]
+    schemas.write_jsonl(tmp_path / "pairs.jsonl", pairs)
+    few = ["--model", tuned, "--batch-size", "4", "--warmup-steps", "0"]
+    to = {name: ["--output-dir", tmp_path / name] for name in ("reward", "ppo", "dpo", "rest")}
+    common = ["--data", tmp_path / "pairs.jsonl", *few]
+    sampled = ["--max-new-tokens", "6"]
+    sft_model = ["--sft-model", tuned, "--prompts", tmp_path / "pairs.jsonl"]
+    loop = ["--steps", "1", "--mini-batch-size", "4", "--samples-per-prompt", "2"]
+    loop += ["--reward-model", tmp_path / "reward", "--ptx-coef", "0", *sampled]
+    grown = ["--grow-steps", "1", "--improve-steps", "1", "--grow-prompts", "4", *sampled]
+    for stage, words in (
+        ("reward", [*common, *sft_model, *sampled, "--head", "last_token"]),
+        ("ppo", [*common, *loop]),
+        ("dpo", common),
+        ("rest", [*common, *grown, "--reward-model", tmp_path / "reward"]),
+    ):
+        words = ["train", stage, "--scale", "smoke", *words, *to[stage]]
+        assert main([str(word) for word in words]) == 0, capsys.readouterr().err
+        first = capsys.readouterr().out.splitlines()[0]
+        assert first.startswith("chat format: on") and "'Be brief.'" in first
+        assert chat.system_prompt_of(load_tokenizer(tmp_path / stage)) == "Be brief."
+    words = ["evaluate", "--scale", "smoke", "--policy", str(tmp_path / "ppo"), *sampled]
+    assert main([*words, "--prompts", str(tmp_path / "pairs.jsonl")]) == 0
+    assert "chat format: on" in capsys.readouterr().out
+    plain = ["train", "sft", "--scale", "smoke", "--chat", "on"]
+    assert main(plain) == 2
+    assert "has no chat template, so --chat cannot be on" in capsys.readouterr().err
