@@ -132,11 +132,12 @@ def train(config: RLAIFConfig, resume: bool = False) -> Result:
         existing(config.labeller or data_dir() / "labeller")
         start_stage(config, resume=False)  # no checkpoint of an earlier PPO is left to resume from
         labels = config.output_dir / "labels.jsonl"
+        chat = "off" if config.chat == "off" else "auto"  # of the other models, each its own
         if processes.rank() == 0:
-            chat = "off" if config.chat == "off" else "auto"
             labeller = ai_labeller(principles, config.labeller, chat=chat)
             label_file(labeller, config.preferences, labels, config.labels)
         processes.wait()
         output_dir = Path(config.reward_model)
-        reward_model.train(replace(config.reward, data=labels, output_dir=output_dir))
+        changes = {"data": labels, "output_dir": output_dir, "chat": chat}
+        reward_model.train(replace(config.reward, **changes))
     return ppo.train(config, has_begun)

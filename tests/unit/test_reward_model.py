@@ -420,7 +420,11 @@ def test_prompts_without_a_mark_can_be_evaluated_judged_and_rewarded(reader):
     assert probability == pytest.approx(1 / (1 + math.exp(scores[0] - scores[1])), abs=1e-6)
     texts = [prompt + answer for answer in answers]
     sampled = SimpleNamespace(
-        prompts=[prompt] * 2, texts=texts, responses=["so.", "no."], records=[]
+        prompts=[prompt] * 2,
+        texts=texts,
+        responses=["so.", "no."],
+        answers=answers,
+        records=[],
     )
     assert Rewards(reader)(sampled)[0] == scores
 
