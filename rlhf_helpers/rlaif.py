@@ -138,6 +138,6 @@ def train(config: RLAIFConfig, resume: bool = False) -> Result:
             label_file(labeller, config.preferences, labels, config.labels)
         processes.wait()
         output_dir = Path(config.reward_model)
-        changes = {"data": labels, "output_dir": output_dir, "chat": chat}
-        reward_model.train(replace(config.reward, **changes))
+        reward = replace(config.reward, data=labels, output_dir=output_dir, chat=chat)
+        reward_model.train(reward)
     return ppo.train(config, has_begun)
