@@ -67,7 +67,7 @@ def test_words_over_a_limit_have_a_price():
 
 
 def test_the_average_of_models_has_the_average_of_their_weights(make_model):
-    first, second = make_model("opt", seed=0), make_model("opt", seed=1)
+    first, second = (make_model("opt", seed=seed).eval() for seed in (0, 1))
     before = {name: weight.clone() for name, weight in first.named_parameters()}
     average = average_weights([first, second])
     weighted = average_weights([first, second], [0.25, 0.75])
