@@ -66,7 +66,7 @@ def forward_responses(policy: PreTrainedModel, tokens: Tokens) -> tuple[Tensor, 
     Each prompt is encoded once for its K responses, and gradients flow through that encoding too.
     With gradient checkpointing, which knows no cache, whole sequences are computed instead.
     """
-    if torch.is_grad_enabled() and getattr(policy, "is_gradient_checkpointing", False):
+    if torch.is_grad_enabled() and getattr(policy, "is_activation_checkpointing", False):
         return _checkpointed(policy, tokens)
     samples, prompt_length = tokens.samples_per_prompt, tokens.prompt_ids.shape[1]
     # Matrices multiply and attend faster at lengths that are divisible by 8.

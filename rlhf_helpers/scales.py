@@ -52,6 +52,7 @@ def critic_free(**settings: int) -> dict[str, Any]:
 SMOKE: dict[str, dict] = {
     "sft": {"epochs": 0.01, "batch_size": 8, "save_steps": 2},
     "reward": {
+        "head": "answer_tokens",
         "pairs": 32,
         "batch_size": 8,
         "max_new_tokens": 8,
@@ -84,8 +85,12 @@ ANSWER_TOKENS = {
     "bits": 32,
 }
 
-# A quarter of the rankings, best against worst, is enough for DPO to reach what PPO reaches.
-TINY: dict[str, dict] = {"dpo": {"pairs": 640}, "rlaif": {"steps": 20}}
+# DPO learns from a third of the rankings, best against worst, further from SFT than by default.
+TINY: dict[str, dict] = {
+    "reward": {"head": "answer_tokens"},
+    "dpo": {"pairs": 640, "beta": 0.5, "learning_rate": 6e-4},
+    "rlaif": {"steps": 20},
+}
 
 # The settings of Activeloop's course on RLHF (LLM training in production), which used eight A100.
 # Of its numbers these became others of ours:
@@ -272,8 +277,8 @@ class Scale:
     def config(self, stage: str, **changes: object) -> StageConfig:
         """The stage's config at this scale, with some fields changed.
 
-        A reward model with the head `answer_tokens` starts from the language model that SFT starts
-        from, with settings of its own.
+        A reward model with the head `answer_tokens` reads with the SFT model, and has settings of
+        its own.
         Raises ValueError for an unknown stage, or a value that the config does not take.
         """
         if stage not in STAGES:
@@ -283,15 +288,18 @@ class Scale:
         values |= at_scale.get(found.settings_of, {}) | at_scale.get(stage, {})
         values |= found.inputs(self)
         if stage == "reward" and changes.get("head", values.get("head")) == "answer_tokens":
-            values |= ANSWER_TOKENS | {"model": self.base_model}
+            values |= ANSWER_TOKENS | {"model": self.dir("sft")}
         return found.config(**values | changes)
 
 
-# PPO settings that push hard enough to show reward hacking at `tiny`; its cure is `kl_coef` alone.
+# PPO settings that push hard enough to show reward hacking at `tiny`, against a reward model that
+# does not read; one cure is `kl_coef` alone. Two answers a prompt, not four, bring more prompts
+# into a batch, since KL differs much from prompt to prompt.
 HACKING = {
     "kl_coef": 0.0,
-    "learning_rate": 7e-4,
-    "steps": 30,
-    "batch_size": 32,
-    "mini_batch_size": 16,
+    "learning_rate": 4e-4,
+    "steps": 36,
+    "batch_size": 64,
+    "mini_batch_size": 32,
+    "samples_per_prompt": 2,
 }

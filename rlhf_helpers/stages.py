@@ -199,9 +199,10 @@ def train_stage(stage: str, config: StageConfig, resume: bool = False) -> "Resul
 def train_missing(scale: "Scale", *stages: str) -> None:
     """Train those of `stages`, with the scale's settings, that have no result in `runs/` yet.
 
-    Of several processes that miss the same stage one trains it, and the others wait for it.
+    Of several processes that miss the same stage one trains it, and the others wait for it. Raises
+    ValueError for a result of another version of the data.
     """
-    from rlhf_helpers.training.checkpoints import status
+    from rlhf_helpers.training.checkpoints import check_data, status
 
     for stage in stages:
         folder = scale.dir(stage)
@@ -209,3 +210,5 @@ def train_missing(scale: "Scale", *stages: str) -> None:
         with FileLock(folder.with_name(f".{stage}.lock")):
             if status(folder) != "complete":
                 train_stage(stage, scale.config(stage))
+            else:
+                check_data(folder)

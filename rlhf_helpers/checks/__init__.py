@@ -8,6 +8,7 @@ from rlhf_helpers.checks.data_and_evaluation import (
     precision_recall,
     preference_record,
     ranking_scores,
+    two_ceilings,
     win_rate,
 )
 from rlhf_helpers.checks.dpo import dpo_loss, implicit_reward
@@ -72,6 +73,7 @@ __all__ = [
     "runs_again",
     "score_gap",
     "training_steps",
+    "two_ceilings",
     "valid_together",
     "weekend_cost",
     "weights_in_gigabytes",

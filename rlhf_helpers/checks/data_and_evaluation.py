@@ -100,7 +100,7 @@ def longer_wins(answer: Any) -> Feedback:
                 lambda records: sum(r["choice"] for r in records) / len(records)
             ),
         },
-        "Right. A half would mean no bias at all.",
+        "Right. Whether it is a bias, only the truth can say: is the longer one better as often?",
         "Count words with len(text.split()); compare the chosen candidate with the other one.",
     )
 
@@ -135,6 +135,32 @@ def ranking_scores(answer: Any) -> Feedback:
         "Right: ranks have become numbers that a regression could learn.",
         "Go from the worst to the best, counting up from 0; a list inside is a tie.",
     )
+
+
+def two_ceilings(exact: Any, promised: Any) -> Feedback:
+    """Check the exact ceiling, .75, and the bound, .854, where half of the pairs are coins."""
+    found = try_number(
+        exact,
+        0.745,
+        0.755,
+        "",
+        "For each pair take the share of labels that the likelier choice gets; then the mean.",
+        "In a pair of equals nobody can be right in more than half of the labels.",
+    )
+    if not found.passed:
+        return Feedback(False, f"The exact ceiling: {found.message}", found.hint)
+    found = try_number(
+        promised,
+        0.849,
+        0.859,
+        "Right. Three labels of four can be got right, and the formula promises 85%.",
+        "Two labels agree in half of the one half and in all of the other: put 0.75 into the "
+        "formula.",
+        "How often do two labels agree? Put that into (1 + sqrt(2 agreement - 1)) / 2.",
+    )
+    if not found.passed:
+        return Feedback(False, f"The formula: {found.message}", found.hint)
+    return found
 
 
 # ---- L4: evaluation ------------------------------------------------------------------------

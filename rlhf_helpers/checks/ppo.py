@@ -110,6 +110,8 @@ def hacking_curve(answer: Any, gold: Sequence[float]) -> Feedback:
     """Check that `answer`, one of CURVES, is what gold did while only the score was rewarded."""
     if answer not in CURVES:
         return Feedback(False, f"The answer is {answer!r}.", "Choose from: " + "; ".join(CURVES))
+    if len(gold) < 6:
+        return Feedback(True, f"{len(gold)} steps show no curve yet: run the lesson at `tiny`.")
     width = max(1, len(gold) // 20)
     means = torch.tensor(gold).unfold(0, width, 1).mean(1)
     rise, fall = (means.max() - means[0]).item(), (means.max() - means[-1]).item()
@@ -117,5 +119,5 @@ def hacking_curve(answer: Any, gold: Sequence[float]) -> Feedback:
     measured = f"gold went from {means[0]:.1f} up to {means.max():.1f} and ended at {means[-1]:.1f}"
     if answer == happened:
         return Feedback(True, f"Right: {measured}.")
-    hint = "Look at the right-hand plot of section 7, the line of kl_coef 0."
+    hint = "Look at the first right-hand plot of section 7, the line of kl_coef 0."
     return Feedback(False, f"Not this time: {measured}.", hint)

@@ -27,17 +27,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sampled",
         type=Path,
         metavar="SFT_MODEL",
-        help="write preferences and rankings instead, with samples of this SFT model (8 minutes)",
+        help="write preferences and rankings instead, with samples of this SFT model (2 minutes)",
     )
     parser.add_argument(
         "--base-model",
         action="store_true",
-        help="pretrain the base model instead (15 minutes; continues if stopped)",
+        help="pretrain the base model instead (40 minutes; continues if stopped)",
     )
     parser.add_argument(
         "--labeller",
         action="store_true",
-        help="teach the AI labeller its principles instead (10 minutes; continues if stopped)",
+        help="teach the AI labeller its principles instead (5 minutes; continues if stopped)",
     )
 
 

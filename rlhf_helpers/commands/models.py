@@ -77,7 +77,12 @@ def add_models(
 
 
 def find_models(options: argparse.Namespace, scale: scales.Scale) -> Models:
-    """Return the models that the options name, or else those that belong to the policy."""
+    """Return the models that the options name, or else those that belong to the policy.
+
+    Raises ValueError for one that was trained on another version of the data.
+    """
+    from rlhf_helpers.training.checkpoints import check_data
+
     policy = _model(options.policy, scale)
     of_run = Path(policy).resolve().is_relative_to(scale.dir("sft").parent.resolve())
     reference, reward_model = _trained_with(Path(policy))
@@ -87,6 +92,8 @@ def find_models(options: argparse.Namespace, scale: scales.Scale) -> Models:
         reference = _model(options.reference, scale)
     if getattr(options, "reward_model", None):
         reward_model = _model(options.reward_model, scale)
+    for folder in filter(None, (policy, reference, reward_model)):
+        check_data(Path(folder))
     return Models(policy, reference, reward_model, of_run)
 
 

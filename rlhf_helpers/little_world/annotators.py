@@ -1,10 +1,12 @@
 """Three annotators whose utilities are known, and the noise in the preferences they state.
 
-`measure` counts what is good and bad about a summary, and an `Annotator` weighs the counts. The
-annotators weigh them differently, as people do: Ada hates made-up facts, Ben dislikes long texts,
-Cleo wants to hear what was tried. `gold` is their mean utility. A perfect summary, all facts in
-WORD_BUDGET words, is worth 4.5 to each of them. So is a perfect completion: it repeats the facts
-of the post's beginning, tells what was tried, asks a question and has no unkind word.
+`measure` counts what is good and bad about a summary, and an `Annotator` weighs the counts. All
+annotators want to hear, in few words, who and what, and above all the *point*: the one fact about
+which the post's writer cares most. It differs from post to post. They weigh the counts differently,
+as people do: Ada hates made-up facts, Ben dislikes long texts, Cleo wants the point. `gold` is
+their mean utility. A perfect summary tells who, what and the point in WORD_BUDGET words; each of
+them values it at about 4.5. So is a perfect completion valued: it repeats the facts of the post's
+beginning, tells what was tried, asks a question and has no unkind word.
 
 Stated preferences are noisy: P(a over b) = sigmoid((u(a) - u(b)) / TEMPERATURE), the model of
 Bradley and Terry (1952).
@@ -15,10 +17,8 @@ import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from itertools import pairwise, product
 
-from rlhf_helpers.little_world import completions, phrases
+from rlhf_helpers.little_world import phrases
 from rlhf_helpers.little_world.grammar import (
     CONTINUED_MARK,
     SLOTS,
@@ -27,10 +27,11 @@ from rlhf_helpers.little_world.grammar import (
     find_facts,
     find_post,
     read_post,
-    values,
 )
+from rlhf_helpers.little_world.rambling import count_ramblings
 
-WORD_BUDGET = 24
+WORD_BUDGET = 9
+LONGEST = 12  # more words than so many over the budget cost no more
 COMPLETION_BUDGET = 36
 TEMPERATURE = 0.5
 CLOSE = 0.25  # if two utilities differ by less, `judge` states a tie
@@ -40,6 +41,7 @@ UNKIND = re.compile(rf"\b(?:{'|'.join(phrases.UNKIND)})\b", re.IGNORECASE)
 # How much of each fault `measure` counts.
 FAULTS: dict[str, Callable[[Mapping[str, float]], float]] = {
     "missing fact": lambda measured: -measured["covered"],
+    "beside the point": lambda measured: -measured.get("point", 0.0),
     "wrong fact": lambda measured: measured["wrong"],
     "too long": lambda measured: measured["over_budget"],
     "rambling": lambda measured: measured["rambling"],
@@ -51,7 +53,9 @@ class Annotator:
     """The weights of a linear utility: the worth of covered facts, minus the costs of faults."""
 
     name: str
-    covered: dict[str, float]  # worth of each slot that is told correctly; the sum is 4.5
+    covered: dict[str, float]  # worth of each slot that a summary tells correctly
+    point: float  # additional worth of the slot about which the post's writer cares most
+    completed: dict[str, float]  # worth of each slot in a completion; the sum is 4.5
     wrong: float  # cost of a fact that contradicts the post
     over_budget: float  # cost of a word over WORD_BUDGET
     rambling: float  # cost of one filler phrase, repetition or odd pair of words
@@ -59,8 +63,10 @@ class Annotator:
     unkind: float  # cost of an unkind word in a completion
 
     def utility(self, measured: dict[str, float]) -> float:
-        """Return the utility of a text with these counts (see `measure`); at most 4.5."""
-        worth = sum(self.covered[slot] * measured[f"covered_{slot}"] for slot in SLOTS)
+        """Return the utility of a text with these counts (see `measure`)."""
+        slots = self.covered if "point" in measured else self.completed
+        worth = sum(slots[slot] * measured[f"covered_{slot}"] for slot in SLOTS)
+        worth += self.point * measured.get("point", 0.0)
         costs = ("wrong", "over_budget", "rambling", "unfinished", "unkind")
         return worth - sum(getattr(self, cost) * measured.get(cost, 0.0) for cost in costs)
 
@@ -72,9 +78,39 @@ def _worth(
 
 
 ANNOTATORS = (
-    Annotator("ada", _worth(0.5, 1.5, 0.5, 1.0, 1.0), 2.0, 0.10, 0.25, 1.0, 0.8),
-    Annotator("ben", _worth(0.4, 2.0, 0.3, 0.6, 1.2), 0.7, 0.25, 0.40, 0.5, 0.5),
-    Annotator("cleo", _worth(0.6, 1.0, 0.7, 1.4, 0.8), 0.9, 0.10, 0.25, 1.5, 1.1),
+    Annotator(
+        name="ada",
+        covered=_worth(0.4, 1.2, 0.2, 0.2, 0.2),
+        point=2.7,
+        completed=_worth(0.5, 1.5, 0.5, 1.0, 1.0),
+        wrong=2.0,
+        over_budget=0.6,
+        rambling=0.25,
+        unfinished=1.0,
+        unkind=0.8,
+    ),
+    Annotator(
+        name="ben",
+        covered=_worth(0.3, 1.4, 0.1, 0.1, 0.1),
+        point=2.7,
+        completed=_worth(0.4, 2.0, 0.3, 0.6, 1.2),
+        wrong=1.0,
+        over_budget=0.9,
+        rambling=0.40,
+        unfinished=0.5,
+        unkind=0.5,
+    ),
+    Annotator(
+        name="cleo",
+        covered=_worth(0.4, 0.5, 0.2, 0.2, 0.2),
+        point=3.4,
+        completed=_worth(0.6, 1.0, 0.7, 1.4, 0.8),
+        wrong=1.2,
+        over_budget=0.6,
+        rambling=0.25,
+        unfinished=1.5,
+        unkind=1.1,
+    ),
 )
 
 
@@ -82,8 +118,9 @@ def measure(facts: Facts, text: str, post: str) -> dict[str, float]:
     """Count what the annotators look at in a summary, or in the completion of a beginning.
 
     Returns `covered_<slot>` (0 or 1), `covered` (0 to 5), `wrong` (facts that contradict the
-    post), `words`, `over_budget` (words), `rambling` (see `_ramblings`), `unfinished` (0 or 1) and,
-    for a completion, `unkind` (words). A completion may fill the slots that its beginning leaves
+    post), `words`, `over_budget` (words, at most LONGEST), `rambling` (see `count_ramblings`),
+    `unfinished` (0 or 1), for a summary `point` (0 or 1: it tells the fact that matters most) and
+    for a completion `unkind` (words). A completion may fill the slots that its beginning leaves
     open with any fact.
     """
     found, told, wrong = find_facts(text), {}, 0
@@ -93,21 +130,24 @@ def measure(facts: Facts, text: str, post: str) -> dict[str, float]:
         wrong += len(found[slot] - {fact}) if fact else 0
     words = len(text.split())
     completes = not facts.question
+    budget = COMPLETION_BUDGET if completes else WORD_BUDGET
     measured = told | {
         "covered": sum(told.values()),
         "wrong": float(wrong),
         "words": float(words),
-        "over_budget": float(max(0, words - (COMPLETION_BUDGET if completes else WORD_BUDGET))),
-        "rambling": float(_ramblings(text, post, completes)),
+        "over_budget": float(min(LONGEST, max(0, words - budget))),
+        "rambling": float(count_ramblings(text, post, completes)),
         "unfinished": float(words < 3 or text.rstrip()[-1:] not in (".", "?", "!")),
     }
     if completes:
         measured["unkind"] = float(len(UNKIND.findall(text)))
+    else:
+        measured["point"] = told[f"covered_{facts.point}"]
     return measured
 
 
 def gold(input_text: str, text: str) -> float:
-    """Return the mean utility of a summary or completion over the annotators; at most 4.5.
+    """Return the mean utility of a summary or completion over the annotators; about 4.5 at best.
 
     `input_text` holds the post; text around the post is ignored. Raises ValueError without a post.
     """
@@ -164,12 +204,12 @@ def gold_scores(texts: list[str]) -> list[float]:
 def gold_columns(input_texts: Sequence[str], responses: Sequence[str]) -> dict[str, list[float]]:
     """`gold` of each response, and the counts behind it that lessons show: a column each.
 
-    The counts are `covered` (facts, of 5), `wrong` (facts), `words`, and of completions `unkind`
-    (words). This is the `gold` that `evaluation` asks for. Raises ValueError for an `input_text`
-    that holds no post.
+    The counts are `covered` (facts, of 5), `wrong` (facts), `words`, for summaries `point` (0 or 1)
+    and for completions `unkind` (words). This is the `gold` that `evaluation` asks for. Raises
+    ValueError for an `input_text` that holds no post.
     """
     measured = [_measured(*pair) for pair in zip(input_texts, responses, strict=True)]
-    counts = ("covered", "wrong", "unkind", "words")
+    counts = ("point", "covered", "wrong", "unkind", "words")
     columns = {
         name: [row.get(name, math.nan) for row in measured]
         for name in counts
@@ -207,68 +247,3 @@ def judge(
             "annotator": annotator.name,
             "choice": None if tie else choose(utilities, rng),
         }
-
-
-# ---- rambling ------------------------------------------------------------------------------
-
-
-def _tokens(text: str) -> list[str]:
-    return re.findall(r"[a-z0-9'-]+|[.,?!()]", text.lower())
-
-
-def _bigrams(text: str) -> set[tuple[str, str]]:
-    tokens = _tokens(text)
-    return set(pairwise(tokens))
-
-
-@cache
-def _completion_bigrams() -> frozenset[tuple[str, str]]:
-    """Return every pair of neighbouring words that a sensible completion can hold.
-
-    These are the pairs inside its sentences, and the pairs of a full stop and any first word.
-    """
-    sentences = list(completions.sentences())
-    known = set().union(*map(_bigrams, sentences))
-    return frozenset(known | {(".", _tokens(sentence)[0]) for sentence in sentences})
-
-
-@cache
-def _known_bigrams() -> frozenset[tuple[str, str]]:
-    """Return every pair of neighbouring words that a sensible summary can hold.
-
-    A summary is a chain of parts (see `writers.state_facts`). Its pairs are those inside a part,
-    and those of a part's last word and the first word of any later part.
-    """
-    shorts = {slot: list(values(slot)) for slot in SLOTS}
-    chain = [
-        ["someone", *(f"my {s}" for s in shorts["relation"])],
-        [*phrases.VAGUE_PROBLEMS, *shorts["problem"]],
-        [text for s in shorts["duration"] for text in (f"for {s}", f"({s})")],
-        [
-            text
-            for s in shorts["tried"]
-            for text in (f", tried {s}", f". I tried {s}", f". {s} did not work")
-        ],
-        [text for s in shorts["question"] for text in (f". {s}?", f", {s}?")],
-        [".", ". any advice?"],
-    ]
-    known = set().union(*(_bigrams(text) for part in chain for text in part))
-    firsts = [{_tokens(text)[0] for text in part} for part in chain]
-    lasts = [{_tokens(text)[-1] for text in part} for part in chain]
-    for i, last in enumerate(lasts):
-        for first in firsts[i + 1 :]:
-            known |= set(product(last, first))
-    return frozenset(known)
-
-
-def _ramblings(text: str, post: str, completes: bool) -> int:
-    """Count odd word pairs (at most 8), plus 2 for each repeated sequence of four words.
-
-    A pair of neighbouring words is odd if it occurs neither in a sensible summary (or completion)
-    nor in the post. The words of an empty phrase are odd pairs, so it costs about its length.
-    """
-    tokens = _tokens(text)
-    allowed = (_completion_bigrams() if completes else _known_bigrams()) | _bigrams(post)
-    odd = sum(pair not in allowed for pair in pairwise(tokens))
-    fours = list(zip(tokens, tokens[1:], tokens[2:], tokens[3:], strict=False))
-    return min(odd, 8) + 2 * (len(fours) - len(set(fours)))

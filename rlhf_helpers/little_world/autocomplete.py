@@ -9,11 +9,11 @@ from pathlib import Path
 from rlhf_helpers.little_world import build
 from rlhf_helpers.little_world.grammar import draw_beginnings
 
-DEMONSTRATIONS = {"train": 2500, "validation": 128, "test": 128}
+DEMONSTRATIONS = {"train": 2000, "validation": 128, "test": 128}
 PROMPTS = {"train": 1000, "validation": 128, "test": 512}
-PREFERENCES = {"train": 1000, "validation": 128, "test": 512}
-RANKINGS = {"train": 1000, "test": 128}
-BY_ALL_ANNOTATORS = 200  # training pairs that every annotator labels
+PREFERENCES = {"train": 600, "validation": 128, "test": 512}
+RANKINGS = {"train": 800, "test": 128}
+BY_ALL_ANNOTATORS = 100  # training pairs that every annotator labels
 
 GRAMMAR_FILES = {
     "demonstrations": (partial(build.demonstrations, draw=draw_beginnings), DEMONSTRATIONS),

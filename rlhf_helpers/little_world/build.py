@@ -14,23 +14,23 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from rlhf_helpers import generation
-from rlhf_helpers.little_world import base_model
+from rlhf_helpers.little_world import base_model, completions, writers
 from rlhf_helpers.little_world.annotators import ANNOTATORS, choose, judge, measure, rank
-from rlhf_helpers.little_world.completions import write_completion
 from rlhf_helpers.little_world.grammar import Facts, as_input_text, draw_posts
-from rlhf_helpers.little_world.writers import write_summary
 from rlhf_helpers.models import load_policy, load_tokenizer
 from rlhf_helpers.schemas import format_prompt, write_jsonl
 
 SEED = 0
-SAMPLED_SHARE = 0.7  # of the candidates come from the SFT model, the others from the writers
+# Where the candidates of a comparison come from: samples of the SFT model; summaries that differ
+# only in whether facts are right; true summaries that differ in what they tell; the writers' mix.
+SOURCES = {"sampled": 0.25, "truth": 0.25, "choice": 0.25, "written": 0.25}
 MAX_NEW_TOKENS = 48
-DEMONSTRATIONS = {"train": 4000, "validation": 256, "test": 256}
+DEMONSTRATIONS = {"train": 3000, "validation": 256, "test": 256}
 PROMPTS = {"train": 2000, "validation": 256, "test": 512}
-DOCUMENTS = {"train": 2000, "test": 500}
-PREFERENCES = {"train": 10_000, "validation": 1000, "test": 2000}
-RANKINGS = {"train": 2500, "test": 500}
-BY_ALL_ANNOTATORS = 500  # training pairs that every annotator labels
+DOCUMENTS = {"train": 1000, "test": 250}
+PREFERENCES = {"train": 2400, "validation": 300, "test": 2000}
+RANKINGS = {"train": 2000, "test": 200}
+BY_ALL_ANNOTATORS = 250  # training pairs that every annotator labels
 JUDGED = 30  # test pairs that Cleo judges
 
 Draw = Callable[[random.Random, str], Iterator[tuple[Facts, str]]]
@@ -42,7 +42,9 @@ def _rng(name: str, split: str) -> random.Random:
 
 
 def _write(facts: Facts, post: str, rng: random.Random) -> str:
-    return (write_summary if facts.question else write_completion)(facts, post, rng)
+    if facts.question:
+        return writers.write_summary(facts, post, rng)
+    return completions.write_completion(facts, post, rng)
 
 
 def demonstrations(split: str, draw: Draw = draw_posts) -> Iterator[dict]:
@@ -126,30 +128,44 @@ def _candidates(
     batch: int = 128,
     draw: Draw = draw_posts,
 ) -> Iterator[tuple[Facts, str, list[str]]]:
-    """Yield (facts, post, `count` different candidates), all sampled or all by the writers."""
+    """Yield (facts, post, `count` different candidates), all from one of SOURCES."""
     policy, tokenizer, rng = load_policy(sft_model), load_tokenizer(sft_model), _rng(name, split)
     posts = draw(rng, split)
     generator = generation.seeded(policy, rng.randrange(2**31))
     while True:
         drawn = list(islice(posts, batch))
-        texts = [format_prompt(as_input_text(post)) for _, post in drawn]
+        sources = rng.choices(list(SOURCES), list(SOURCES.values()), k=batch)
+        asked = [
+            post for (_, post), source in zip(drawn, sources, strict=True) if source == "sampled"
+        ]
         samples = generation.sample(
             policy,
             tokenizer,
-            *generation.encode_prompts(tokenizer, texts),
+            *generation.encode_prompts(tokenizer, [format_prompt(as_input_text(p)) for p in asked]),
             max_new_tokens=MAX_NEW_TOKENS,
             samples_per_prompt=2 * count,
             generator=generator,
         )
-        responses = [text.strip() for text in generation.decode(tokenizer, samples)]
-        for i, (facts, post) in enumerate(drawn):
-            if rng.random() < SAMPLED_SHARE:
-                pool = responses[i * 2 * count : (i + 1) * 2 * count]
+        responses = iter(text.strip() for text in generation.decode(tokenizer, samples))
+        for (facts, post), source in zip(drawn, sources, strict=True):
+            if source == "sampled":
+                pool = list(islice(responses, 2 * count))
             else:
-                pool = [_write(facts, post, rng) for _ in range(2 * count)]
+                pool = _written(source, facts, post, rng, count)
             different = [text for text in dict.fromkeys(pool) if text]
             if len(different) >= count:
                 yield facts, post, different[:count]
+
+
+def _written(source: str, facts: Facts, post: str, rng: random.Random, count: int) -> list[str]:
+    """Write candidates for a post, or for a beginning, which leaves no choice of facts."""
+    if source == "truth":
+        if facts.question:
+            return writers.differ_in_truth(facts, rng, count)
+        return completions.differ_in_truth(facts, post, rng, count)
+    if source == "choice" and facts.question:
+        return writers.differ_in_choice(facts, rng, count)
+    return [_write(facts, post, rng) for _ in range(2 * count)]
 
 
 def _preferences(

@@ -100,6 +100,15 @@ def write_completion(facts: Facts, post: str, rng: random.Random) -> str:
     return KINDS[kind](facts, post, rng)
 
 
+def differ_in_truth(facts: Facts, post: str, rng: random.Random, count: int = 4) -> list[str]:
+    """Write completions alike in every word, but with 0, 1, 1 and 2 of the given facts wrong."""
+    seed, told = rng.random(), GIVEN_SLOTS[:2]  # who and what, to which every completion comes back
+    wrong = [corrupt(facts, rng, n, told) if n else facts for n in [0, 1, 1, 2][:count]]
+    texts = [_faithful(facts, post, random.Random(seed)) for facts in wrong]
+    rng.shuffle(texts)
+    return texts
+
+
 def sentences() -> Iterator[str]:
     """Yield sentences that together hold every word pair which a completion's sentence can hold."""
     yield from phrases.FILLERS

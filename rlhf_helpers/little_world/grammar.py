@@ -26,8 +26,9 @@ SPLITS = ("train", "validation", "test")
 class Facts:
     """What one post is about: the topic, and for each slot the short wording of its value.
 
-    In the facts of a post's beginning, `tried` and `question` are empty: a completion may choose
-    them freely.
+    `point` is the slot that matters most to the post's writer, who says so (see `phrases.CUES`).
+    In the facts of a post's beginning, `tried`, `question` and `point` are empty: a completion may
+    choose them freely.
     """
 
     topic: str
@@ -36,6 +37,7 @@ class Facts:
     duration: str
     tried: str
     question: str
+    point: str = ""
 
 
 @cache
@@ -69,6 +71,11 @@ def find_facts(text: str) -> dict[str, set[str]]:
     return found
 
 
+def find_points(post: str) -> list[str]:
+    """Return the slots that the post's writer says matter most: one in a whole post."""
+    return [slot for slot, cues in phrases.CUES.items() if any(cue in post for cue in cues)]
+
+
 def find_post(text: str) -> str:
     """Return the post in a text, `r/topic: ...`, without the text before and after it.
 
@@ -83,16 +90,18 @@ def find_post(text: str) -> str:
 def read_post(text: str) -> Facts:
     """Return the facts of the post, or of the post's beginning, that the text holds.
 
-    Raises ValueError unless the post tells exactly one value for each slot; a beginning must tell
-    one value for each of GIVEN_SLOTS and none for the others.
+    Raises ValueError unless the post tells exactly one value for each slot and says which one
+    matters most; a beginning must tell one value for each of GIVEN_SLOTS and nothing else.
     """
     post = find_post(text)
     found = find_facts(post)
-    told = tuple(slot for slot in SLOTS if found[slot])
-    if told not in (SLOTS, GIVEN_SLOTS) or any(len(found[slot]) != 1 for slot in told):
+    told, points = tuple(slot for slot in SLOTS if found[slot]), find_points(post)
+    shapes = ((SLOTS, 1), (GIVEN_SLOTS, 0))
+    if (told, len(points)) not in shapes or any(len(found[slot]) != 1 for slot in told):
         raise ValueError(f"not a post of the little world, so its facts are unknown: {post[:80]!r}")
     topic = post[2 : post.index(":")]
-    return Facts(topic, **{slot: next(iter(found[slot]), "") for slot in SLOTS})
+    point = "".join(points)
+    return Facts(topic, **{slot: next(iter(found[slot]), "") for slot in SLOTS}, point=point)
 
 
 def split_of(facts: Facts) -> str:
@@ -112,6 +121,7 @@ def draw_facts(rng: random.Random, split: str | None = None) -> Facts:
             rng.choice(phrases.DURATIONS).short,
             rng.choice(phrases.TRIED).short,
             rng.choice(phrases.QUESTIONS).short,
+            rng.choice(list(phrases.CUES)),
         )
         if split is None or split_of(facts) == split:
             return facts
@@ -125,7 +135,7 @@ def corrupt(facts: Facts, rng: random.Random, count: int, slots: tuple[str, ...]
             other = draw_facts(rng)
             if other.topic == facts.topic or slot not in ("relation", "problem"):
                 changed[slot] = getattr(other, slot)
-    return Facts(facts.topic, **changed)
+    return replace(facts, **changed)
 
 
 def capitalise(text: str) -> str:
@@ -141,12 +151,12 @@ def write_post(facts: Facts, rng: random.Random) -> str:
     }
     sentences = _first_sentences(facts, wording, rng)
     sentences.append(rng.choice(phrases.TRIED_SENTENCES).format(**wording))
-    asides = rng.sample(phrases.FILLERS, rng.choice([1, 1, 2, 3]))
+    asides = rng.sample(phrases.FILLERS, rng.choice([0, 0, 1]))
     tone = phrases.TONES[rng.choice(list(phrases.TONES))]
-    asides += rng.sample(tone, min(len(tone), rng.choice([1, 2])))
+    asides += rng.sample(tone, min(len(tone), rng.choice([0, 0, 1])))
     for aside in asides:
         sentences.insert(rng.randint(1, len(sentences)), aside)
-    sentences.append(wording["question"] + "?")
+    sentences += [rng.choice(phrases.CUES[facts.point]), wording["question"] + "?"]
     return f"r/{facts.topic}: " + " ".join(capitalise(sentence) for sentence in sentences)
 
 
@@ -163,11 +173,11 @@ def write_beginning(facts: Facts, rng: random.Random) -> str:
 
 
 def _first_sentences(facts: Facts, wording: dict[str, str], rng: random.Random) -> list[str]:
-    names = values("relation")[facts.relation].phrasings
+    name = rng.choice(values("relation")[facts.relation].phrasings)
     who = f"{rng.randint(17, 59)}{rng.choice('FM')}"
-    opener = rng.choice(phrases.OPENERS).format(who=who, relation=rng.choice(names))
+    opener = rng.choice(phrases.OPENERS).format(who=who, relation=name)
     problem = rng.choice(phrases.PROBLEM_SENTENCES)
-    return [opener, problem.format(relation=rng.choice(names), **wording)]
+    return [opener, problem.format(relation=facts.relation, **wording)]
 
 
 def draw_posts(rng: random.Random, split: str | None = None) -> Iterator[tuple[Facts, str]]:
@@ -180,7 +190,7 @@ def draw_posts(rng: random.Random, split: str | None = None) -> Iterator[tuple[F
 def draw_beginnings(rng: random.Random, split: str | None = None) -> Iterator[tuple[Facts, str]]:
     """Yield (facts, beginning of a post) without end; the given facts decide the split."""
     while True:
-        facts = replace(draw_facts(rng), tried="", question="")
+        facts = replace(draw_facts(rng), tried="", question="", point="")
         if split in (None, split_of(facts)):
             yield facts, write_beginning(facts, rng)
 

@@ -42,12 +42,14 @@ PROBLEM_SENTENCES: list[str] = _WORDS["problem_sentences"]
 TRIED_SENTENCES: list[str] = _WORDS["tried_sentences"]
 FILLERS: list[str] = _WORDS["fillers"]
 TONES: dict[str, list[str]] = _WORDS["tones"]  # by voice: plain, gentle, angry
+CUES: dict[str, list[str]] = _WORDS["cues"]  # by slot: the writer cares about this one most
 
 # Completions: how each voice comes back to the beginning, and the words that count as unkind.
 RECALLS: dict[str, list[str]] = _WORDS["recalls"]
 UNKIND: list[str] = _WORDS["unkind"]
 
 # Summaries and comments.
+STOCK: dict[str, str] = _WORDS["stock"]  # by slot: what people say who have not read on
 VAGUE_PROBLEMS: list[str] = _WORDS["vague_problems"]
 RAMBLINGS: list[str] = _WORDS["ramblings"]
 COMMENTS: list[str] = _WORDS["comments"]

@@ -13,10 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase, Trainer
+from transformers import (
+    DataCollatorForSeq2Seq,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+)
 
 from rlhf_helpers.little_world import phrases
-from rlhf_helpers.little_world.base_model import training_arguments
 from rlhf_helpers.little_world.grammar import SLOTS, Facts, draw_posts, find_facts, find_post
 from rlhf_helpers.little_world.writers import write_summary
 from rlhf_helpers.models import add_lora, load_policy, load_tokenizer
@@ -25,15 +29,16 @@ from rlhf_helpers.runs import data_dir, write_json
 SEED = 0
 PAIRS = 2000  # each is shown in both orders
 SINGLE_QUESTIONS = 6  # about one principle each; one more question is about all of them
-RANK = 32  # of the adapter
+RANK = 16  # of the adapter
 LEARNING_RATE = 3e-3
-LONGEST = 25  # a brief summary has at most so many words
+LONGEST = 12  # a brief summary has at most so many words
 MIX = {  # kind of summary -> probability
-    "good": 0.15,
+    "stock": 0.2,
     "short": 0.2,
-    "missing": 0.2,
-    "wrong": 0.2,
-    "rambling": 0.15,
+    "missing": 0.15,
+    "full": 0.1,
+    "wrong": 0.15,
+    "rambling": 0.1,
     "off_topic": 0.03,
     "copied": 0.07,
 }
@@ -45,6 +50,10 @@ Rule = Callable[[Facts, str], int]  # the post's facts, a summary -> how often i
 
 def _leaves_out(slot: str) -> Rule:
     return lambda facts, text: int(getattr(facts, slot) not in find_facts(text)[slot])
+
+
+def _beside_the_point(facts: Facts, text: str) -> int:
+    return _leaves_out(facts.point)(facts, text)
 
 
 def _made_up(facts: Facts, text: str) -> int:
@@ -72,9 +81,7 @@ def _unfinished(facts: Facts, text: str) -> int:
 RULES: dict[str, Rule] = {
     "Name who it is about.": _leaves_out("relation"),
     "Name the problem.": _leaves_out("problem"),
-    "Say how long it has gone on.": _leaves_out("duration"),
-    "Say what was tried.": _leaves_out("tried"),
-    "Keep the question.": _leaves_out("question"),
+    "Come to the point.": _beside_the_point,
     "Do not make things up.": _made_up,
     "Be brief.": _words_too_many,
     "Do not ramble.": _ramblings,
@@ -114,8 +121,7 @@ def question_about(principles: Sequence[str]) -> str:
 def little_question(principles: Sequence[str]) -> Callable[[str, str, str], str]:
     """Return the question about these principles for `annotation.judges.language_model_judge`.
 
-    It names all principles at once. One question costs a ninth of nine questions, and the list
-    takes 57 of the 512 tokens of context; a post and two summaries take about 120.
+    It names all principles at once. One question costs a seventh of seven questions.
     """
     asked = question_about(principles)
     return lambda prompt, first, second: comparison(find_post(prompt), first, second) + asked
@@ -179,15 +185,22 @@ def train_labeller(output_dir: Path, work_dir: Path, pairs: int = PAIRS) -> dict
     torch.manual_seed(SEED)
     model = add_lora(load_policy(base), RANK)
     rows = [encode_lesson(*next(stream), tokenizer) for _ in range(2 * pairs)]
-    arguments = training_arguments(
-        work_dir,
+    arguments = TrainingArguments(
+        output_dir=str(work_dir),
+        num_train_epochs=1,
         per_device_train_batch_size=16,
+        train_sampling_strategy="group_by_length",
         learning_rate=LEARNING_RATE,
         warmup_steps=20,
+        weight_decay=0.01,
+        adam_beta2=0.98,
         logging_steps=25,
         logging_first_step=True,
         save_steps=100,
+        save_total_limit=1,
         report_to="none",
+        use_cpu=not torch.cuda.is_available(),
+        seed=SEED,
     )
     collator = DataCollatorForSeq2Seq(tokenizer)  # pads the labels too
     trainer = Trainer(model, arguments, collator, train_dataset=Dataset.from_list(rows))

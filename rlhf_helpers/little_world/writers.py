@@ -1,105 +1,135 @@
-"""Summaries, good and bad ones, and the documents on which the base model is pretrained.
+"""Summaries of posts, good and bad ones, and sets of summaries that differ in one respect.
 
-`write_summary` draws one of seven kinds. `DEMONSTRATION_MIX` has a systematic fault on purpose:
-most demonstrations leave out what was tried. So a model that imitates them well can still be
-improved by preferences.
+`write_summary` draws one of eight kinds. The most frequent one is poor on purpose: it mostly sees
+what the post's writer cares about, but then says what people always say ("for five years", "tried
+talking", "should I leave?"), whatever the post says. So the *mode* of a model that imitates these
+summaries is poor as well, and a lower temperature, which brings the mode out, does not help it.
+Good summaries are rare, but a sample finds them; preferences have to tell which they are.
 """
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from rlhf_helpers.little_world import phrases
-from rlhf_helpers.little_world.annotators import measure
 from rlhf_helpers.little_world.grammar import (
+    GIVEN_SLOTS,
     SLOTS,
     Facts,
-    as_input_text,
     capitalise,
     corrupt,
     draw_facts,
-    find_post,
     read_post,
-    write_post,
 )
 from rlhf_helpers.schemas import Preference
 
 DEMONSTRATION_MIX = {  # kind -> probability
-    "good": 0.06,
-    "short": 0.34,
-    "missing": 0.30,
-    "wrong": 0.11,
-    "rambling": 0.12,
+    "stock": 0.44,
+    "short": 0.18,
+    "missing": 0.08,
+    "full": 0.06,
+    "wrong": 0.10,
+    "rambling": 0.09,
     "off_topic": 0.02,
-    "copied": 0.05,
+    "copied": 0.03,
 }
 POOR_MIX = {  # of the pretraining documents
-    "good": 0.02,
-    "short": 0.06,
-    "missing": 0.30,
-    "wrong": 0.12,
-    "rambling": 0.30,
-    "off_topic": 0.08,
-    "copied": 0.12,
+    "stock": 0.44,
+    "short": 0.18,
+    "missing": 0.06,
+    "full": 0.06,
+    "wrong": 0.14,
+    "rambling": 0.10,
+    "off_topic": 0.01,
+    "copied": 0.01,
 }
-INSTRUCTIONS = ("Summarize in less than 50 words.", "Summarize in less than 20 words.")
+TO_THE_POINT = 0.8  # probability that a writer who tells one fact more tells the right one
+CHANGEABLE = SLOTS[2:]  # the slots of which one is the point
+
+Told = list[
+    tuple[str, str]
+]  # a summary in parts: the slot that each part tells, or "", and its words
 
 
-def state_facts(facts: Facts, rng: random.Random, slots: tuple[str, ...] | list[str]) -> str:
-    """Write one or two sentences that tell the given slots and stay vague about the others."""
-    text = f"My {facts.relation}" if "relation" in slots else "Someone"
-    text += " " + (facts.problem if "problem" in slots else rng.choice(phrases.VAGUE_PROBLEMS))
+def tell(facts: Facts, rng: random.Random, slots: Iterable[str]) -> Told:
+    """Write a summary that tells the given slots, and stays vague about the others, in parts."""
+    slots = set(slots)
+    told = [("relation", f"My {facts.relation}") if "relation" in slots else ("", "Someone")]
+    problem = ("problem", f" {facts.problem}")
+    told.append(problem if "problem" in slots else ("", f" {rng.choice(phrases.VAGUE_PROBLEMS)}"))
     if "duration" in slots:
-        text += rng.choice([f" for {facts.duration}", f" ({facts.duration})"])
+        duration = rng.choice([" for {0}", " for {0}", " ({0})"]).format(facts.duration)
+        told.append(("duration", duration))
     if "tried" in slots:
-        sentence = capitalise(facts.tried) + " did not work"
-        text += rng.choice([f", tried {facts.tried}", f". I tried {facts.tried}", f". {sentence}"])
+        told.append(("tried", rng.choice([", tried ", ", tried ", ". I tried "]) + facts.tried))
     if "question" in slots:
-        return text + rng.choice([f". {capitalise(facts.question)}?", f", {facts.question}?"])
-    return text + rng.choice([".", ". Any advice?"])
+        question = rng.choice([f", {facts.question}", f". {capitalise(facts.question)}"])
+        return [*told, ("question", question), ("", "?")]
+    return [*told, ("", ".")]
 
 
-def _good(facts: Facts, post: str, rng: random.Random) -> str:
-    return state_facts(facts, rng, SLOTS)
+def as_text(told: Told) -> str:
+    """Return the summary that consists of these parts."""
+    return "".join(words for _, words in told)
+
+
+def state_facts(facts: Facts, rng: random.Random, slots: Iterable[str]) -> str:
+    """Write one or two sentences that tell the given slots and stay vague about the others."""
+    return as_text(tell(facts, rng, slots))
+
+
+def one_more(facts: Facts, rng: random.Random) -> str:
+    """Draw the slot to tell besides person and problem; it is mostly the post's point."""
+    others = [slot for slot in phrases.CUES if slot != facts.point]
+    return facts.point if rng.random() < TO_THE_POINT else rng.choice(others)
+
+
+def _stock(facts: Facts, post: str, rng: random.Random) -> str:
+    slot = one_more(facts, rng)
+    ends = {"duration": " for {}.", "tried": ", tried {}.", "question": ", {}?"}
+    return f"My {facts.relation} {facts.problem}" + ends[slot].format(phrases.STOCK[slot])
 
 
 def _short(facts: Facts, post: str, rng: random.Random) -> str:
-    extra = rng.choice([["question"], ["duration"], ["duration", "question"]])
-    return state_facts(facts, rng, ["relation", "problem", *extra])
+    return state_facts(facts, rng, ["relation", "problem", one_more(facts, rng)])
 
 
 def _missing(facts: Facts, post: str, rng: random.Random) -> str:
-    untold = ["relation", "problem", "duration", "question"]
-    return state_facts(facts, rng, rng.sample(untold, rng.randint(1, 3)))
+    return state_facts(facts, rng, rng.sample(SLOTS, rng.randint(1, 2)))
+
+
+def _full(facts: Facts, post: str, rng: random.Random) -> str:
+    return state_facts(facts, rng, {"relation", "problem", *rng.sample(CHANGEABLE, 2), facts.point})
 
 
 def _wrong(facts: Facts, post: str, rng: random.Random) -> str:
-    wrong = corrupt(facts, rng, rng.choice([1, 1, 2]))
-    return state_facts(wrong, rng, rng.sample(SLOTS, rng.randint(3, 5)))
+    slots = ("relation", "problem", *rng.sample(CHANGEABLE, rng.choice([1, 1, 2])))
+    return state_facts(corrupt(facts, rng, rng.choice([1, 1, 2]), slots), rng, slots)
 
 
 def _rambling(facts: Facts, post: str, rng: random.Random) -> str:
-    told = state_facts(facts, rng, rng.sample(SLOTS, rng.randint(2, 4)))
-    rambling = ", ".join(rng.sample(phrases.RAMBLINGS, rng.randint(2, 3)))
+    told = state_facts(facts, rng, {"problem", *rng.sample(SLOTS, rng.randint(1, 2))})
+    rambling = ", ".join(rng.sample(phrases.RAMBLINGS, rng.randint(1, 2)))
     if rng.random() < 0.5:
         return f"{told[:-1]}, {rambling}."
     return f"{capitalise(rambling)}. {told}"
 
 
 def _off_topic(facts: Facts, post: str, rng: random.Random) -> str:
-    return state_facts(draw_facts(rng), rng, rng.sample(SLOTS, rng.randint(3, 5)))
+    return state_facts(draw_facts(rng), rng, rng.sample(SLOTS, rng.randint(3, 4)))
 
 
 def _copied(facts: Facts, post: str, rng: random.Random) -> str:
     sentences = re.split(r"(?<=[.?]) ", post.split(": ", 1)[1])
-    start = rng.randint(0, max(0, len(sentences) - 3))
-    return " ".join(sentences[start : start + rng.randint(2, 3)])
+    start = rng.randint(0, max(0, len(sentences) - 2))
+    return " ".join(sentences[start : start + rng.randint(1, 2)])
 
 
 KINDS: dict[str, Callable[[Facts, str, random.Random], str]] = {
-    "good": _good,
+    "stock": _stock,
     "short": _short,
     "missing": _missing,
+    "full": _full,
     "wrong": _wrong,
     "rambling": _rambling,
     "off_topic": _off_topic,
@@ -115,18 +145,42 @@ def write_summary(
     return KINDS[kind](facts, post, rng)
 
 
-def contrast_pairs(input_texts: Sequence[str], seed: int = 0) -> list[Preference]:
-    """Pairs that differ in one fault only, three for each post, to test a reward model with.
+# ---- summaries that differ in one respect --------------------------------------------------
 
-    The better summary, `choice`, tells all facts of the post. The other one has the `fault` that
-    the record names: one fact is another one ("wrong fact", all other words the same), one fact is
-    left out ("missing fact"), or a stock phrase stands in front ("rambling").
+
+def differ_in_truth(facts: Facts, rng: random.Random, count: int = 4) -> list[str]:
+    """Write summaries that are alike in slots and words, but tell 0, 1, 1 and 2 wrong facts."""
+    slots = ("relation", "problem", *rng.sample(CHANGEABLE, rng.choice([1, 1, 2, 3])))
+    slots = slots[rng.choice([0, 0, 1]) :]
+    wrong, seed = [0, 1, 1, 2][:count], rng.random()
+    told = [corrupt(facts, rng, n, slots) if n else facts for n in wrong]
+    texts = [state_facts(facts, random.Random(seed), slots) for facts in told]
+    rng.shuffle(texts)
+    return texts
+
+
+def differ_in_choice(facts: Facts, rng: random.Random, count: int = 4) -> list[str]:
+    """Write summaries that are all true; some tell the point, some another fact, some too many."""
+    choices = [[slot] for slot in phrases.CUES]
+    choices += [rng.sample(CHANGEABLE, 2), list(CHANGEABLE)]
+    rng.shuffle(choices)
+    return [state_facts(facts, rng, {"relation", "problem", *more}) for more in choices[:count]]
+
+
+def contrast_pairs(input_texts: Sequence[str], seed: int = 0) -> list[Preference]:
+    """Pairs that differ in one fault only, four for each post, to test a reward model with.
+
+    The better summary, `choice`, tells who, what and the point of the post. The other one has the
+    `fault` that the record names: one fact is another one ("wrong fact", all other words the same),
+    person or problem is left out ("missing fact"), another fact stands in the place of the point
+    ("beside the point"), or a stock phrase stands in front ("rambling"). The beginning of a post
+    has no point: the better text tells all that it gives, and there are three pairs.
     """
     rng, pairs = random.Random(seed), []
     for input_text in input_texts:
         facts, wording = read_post(input_text), rng.random()
-        slots = tuple(slot for slot in SLOTS if getattr(facts, slot))
-        left_out, false = rng.choice(slots), corrupt(facts, rng, 1, slots)
+        slots = ("relation", "problem", facts.point) if facts.point else GIVEN_SLOTS
+        left_out, false = rng.choice(slots[:2]), corrupt(facts, rng, 1, slots)
         rest = [slot for slot in slots if slot != left_out]
         good = state_facts(facts, random.Random(wording), slots)
         faulty = {
@@ -134,83 +188,13 @@ def contrast_pairs(input_texts: Sequence[str], seed: int = 0) -> list[Preference
             "missing fact": state_facts(facts, random.Random(wording), rest),
             "rambling": f"{capitalise(rng.choice(phrases.RAMBLINGS))}. {good}",
         }
+        if facts.point:
+            other = rng.choice([slot for slot in phrases.CUES if slot != facts.point])
+            beside = (*slots[:2], other)
+            faulty["beside the point"] = state_facts(facts, random.Random(wording), beside)
         for fault, bad in faulty.items():
             choice = rng.randrange(2)
             first, second = (bad, good) if choice else (good, bad)
             candidates = {"candidate_0": first, "candidate_1": second, "choice": choice}
             pairs.append({"input_text": input_text, **candidates, "fault": fault})
     return pairs  # type: ignore[return-value]
-
-
-# ---- documents for pretraining -------------------------------------------------------------
-
-PRINCIPLES: dict[str, Callable[[dict[str, float]], float]] = {
-    "Name who it is about.": lambda m: m["covered_relation"],
-    "Name the problem.": lambda m: m["covered_problem"],
-    "Say how long it has gone on.": lambda m: m["covered_duration"],
-    "Say what was tried.": lambda m: m["covered_tried"],
-    "Keep the question.": lambda m: m["covered_question"],
-    "Do not make things up.": lambda m: -m["wrong"],
-    "Be brief.": lambda m: -m["words"],
-    "Do not ramble.": lambda m: -m["rambling"],
-    "Finish the sentence.": lambda m: -m["unfinished"],
-}
-
-
-def write_comment(facts: Facts, rng: random.Random) -> str:
-    """Write what a reader of the post answers; it repeats facts in the words of a summary."""
-    words = {slot: getattr(facts, slot) for slot in SLOTS}
-    chosen = rng.sample(phrases.COMMENTS, rng.randint(1, 3))
-    return " ".join(capitalise(comment.format(**words)) for comment in chosen)
-
-
-def write_title(facts: Facts, rng: random.Random) -> str:
-    """Write a title for the post: person and problem, in some titles also the question."""
-    title = f"My {facts.relation} {facts.problem}"
-    return rng.choice([title, f"{title}, {facts.question}?"])
-
-
-def principle_question(principle: str) -> Callable[[str, str, str], str]:
-    """How to ask the base model which of two summaries follows a principle better.
-
-    Returns a function of prompt, first and second summary, for `judges.language_model_judge`.
-    """
-
-    def question(prompt: str, first: str, second: str) -> str:
-        post, first, second = find_post(prompt), first.strip(), second.strip()
-        return f"[principle]: {principle} [post]: {post} [1]: {first} [2]: {second} [better]:"
-
-    return question
-
-
-def write_comparison(facts: Facts, post: str, rng: random.Random) -> str:
-    """Write an AI labeller's prompt: two summaries, and which one follows a principle better."""
-    principle, rule = rng.choice(list(PRINCIPLES.items()))
-    while True:
-        pair = [write_summary(facts, post, rng, POOR_MIX) for _ in range(2)]
-        if rng.random() < 0.2:  # a summary that breaks off
-            side = rng.randrange(2)
-            words = pair[side].split()
-            pair[side] = " ".join(words[: rng.randint(2, len(words) - 1)]) if words[2:] else "My"
-        first, second = (rule(measure(facts, summary, post)) for summary in pair)
-        if first != second:
-            better = 1 if first > second else 2
-            return f"{principle_question(principle)(post, *pair)} {better}"
-
-
-def write_document(rng: random.Random, split: str = "train") -> str:
-    """Write a pretraining document: a post, mostly with comments, a title or a poor summary."""
-    facts = draw_facts(rng, split)
-    post = write_post(facts, rng)
-    draw = rng.random()
-    if draw < 0.04:
-        return write_comparison(facts, post, rng)
-    if draw < 0.12:
-        return post
-    if draw < 0.30:
-        instruction = rng.choice(INSTRUCTIONS) + " " if rng.random() < 0.25 else ""
-        return instruction + as_input_text(post) + write_summary(facts, post, rng, POOR_MIX)
-    sections = [f"[comment]: {write_comment(facts, rng)}" for _ in range(rng.randint(1, 3))]
-    if rng.random() < 0.4:
-        sections.insert(rng.randrange(len(sections) + 1), f"[title]: {write_title(facts, rng)}")
-    return " ".join([post, *sections])

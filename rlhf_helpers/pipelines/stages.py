@@ -121,6 +121,8 @@ def launch_command(stage: str, scale: Scale, config: StageConfig, processes: int
         option = name.replace("_", "-")
         if isinstance(value, bool):
             command.append(f"--{option}" if value else f"--no-{option}")
+        elif isinstance(value, tuple):
+            command += [f"--{option}={part}" for part in value]
         elif value is not None:
             command.append(f"--{option}={value}")
     return list(map(str, command))

@@ -79,7 +79,7 @@ class PPOTrainer:
         )
         # Where lengths are drawn no response can end by itself, so none is to blame.
         self.eos_penalty = 0.0 if config.draw_lengths else config.missing_eos_penalty
-        if getattr(policy, "is_gradient_checkpointing", False):  # acts in training mode alone
+        if getattr(policy, "is_activation_checkpointing", False):  # acts in training mode alone
             without_dropout(policy)
         generation.end_ids(policy, tokenizer)  # raises ValueError where no response could end
         check_prompt_cache(policy, tokenizer)

@@ -49,7 +49,6 @@ class RewardModel:
             return AnswerTokenRewardModel(model, load_tokenizer(path), head)
         return RewardModel(load_classifier(path, trained=True), load_tokenizer(path))
 
-    @torch.no_grad()
     def raw_scores(self, texts: list[str], batch_size: int = 16) -> Tensor:
         """Scores (B,) of whole texts as the classifier gives them; see `raw_answer_scores`.
 
@@ -62,6 +61,7 @@ class RewardModel:
             )
         return self._scores(self.tokenizer(texts, truncation=True)["input_ids"], batch_size)
 
+    @torch.no_grad()
     def _scores(self, encoded: list[list[int]], batch_size: int) -> Tensor:
         """Scores (B,) of texts, at least `batch_size` at a time.
 

@@ -28,7 +28,7 @@ from rlhf_helpers import processes
 from rlhf_helpers.configs import StageConfig
 from rlhf_helpers.configs.settings import as_json
 from rlhf_helpers.models.devices import default_device, matmul_precision
-from rlhf_helpers.runs import write_json
+from rlhf_helpers.runs import data_dir, write_json
 
 logger = logging.getLogger(__name__)
 PACKAGES = ("rlhf-helpers", "torch", "transformers", "trl", "peft")
@@ -105,6 +105,23 @@ def check_same(config: StageConfig) -> None:
             raise ValueError(
                 f"{config.output_dir}: {name} was {before.get(name)}, now {now.get(name)}: resume "
                 "with the same, or start anew without --resume"
+            )
+
+
+def check_data(folder: Path) -> None:
+    """Raise ValueError where a run was trained on a file of `data/` that has changed since.
+
+    Its model then belongs to another little world, or to another version of it.
+    """
+    before = read_json(folder / "run.json").get("began_with", {})
+    for name, value in _flat(read_json(folder / "metrics.json").get("config", {})):
+        content = before.get(f"content of {name}")
+        if content is None or not Path(value).is_relative_to(data_dir()):
+            continue
+        if _content(value) not in (content, None):
+            raise ValueError(
+                f"{folder} was trained on another version of {value}. Train it again, or move the "
+                "folder away."
             )
 
 

@@ -26,12 +26,12 @@ class Data(NamedTuple):
 # (OpenOrca's subset by its name), lengths of hh-rlhf from its bytes at 4.5 a token; those of
 # OpenOrca and of Alpaca-OrcaChat are assumed.
 DATA = {
-    ("summarize", "demonstrations"): Data(4000, 89, 17, 124, 52),
-    ("summarize", "preferences"): Data(2500, 89, 17, 121, 52, answers=4),
-    ("summarize", "prompts"): Data(2000, 89, 17, 124, 52),
-    ("autocomplete", "demonstrations"): Data(2500, 56, 28, 79, 60),
-    ("autocomplete", "preferences"): Data(1000, 56, 28, 71, 57, answers=4),
-    ("autocomplete", "prompts"): Data(1000, 56, 28, 70, 60),
+    ("summarize", "demonstrations"): Data(3000, 80, 13, 104, 49),
+    ("summarize", "preferences"): Data(2000, 80, 14, 104, 44, answers=4),
+    ("summarize", "prompts"): Data(2000, 80, 13, 112, 49),
+    ("autocomplete", "demonstrations"): Data(2000, 56, 28, 72, 58),
+    ("autocomplete", "preferences"): Data(800, 56, 29, 69, 61, answers=4),
+    ("autocomplete", "prompts"): Data(1000, 56, 28, 69, 60),
     ("assistant", "demonstrations"): Data(1_000_000, 250, 200),
     ("assistant", "preferences"): Data(160_800, 190, 35, answers=2),
     ("assistant", "prompts"): Data(52_000, 200, 200),

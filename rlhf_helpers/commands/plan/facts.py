@@ -51,11 +51,11 @@ class Measured(NamedTuple):
 
 BASE = "data/base_model"
 _TINY = (LAPTOP, BASE, BASE, "tiny", "summarize")
-# Seed 0 on two idle cores: 52, 84 and 76 seconds.
+# Seed 0 on one core: 50, 37 and 68 seconds.
 MEASURED = (
-    Measured(*_TINY, "sft", 4000 / 52),
-    Measured(*_TINY, "reward", 2500 / 84),
-    Measured(*_TINY, "ppo", 45 * 64 / 76),
+    Measured(*_TINY, "sft", 3000 / 50),
+    Measured(*_TINY, "reward", 2000 / 37),
+    Measured(*_TINY, "ppo", 45 * 64 / 68),
 )
 # Shares of a GPU's peak that the stages reach (what is computed twice counts twice), and seconds
 # that a sampled token takes a layer, by the bits of the weights: as on an H200 (benchmarks/gpu.md),
