@@ -49,7 +49,7 @@ FILES = [(name, split) for name, (_, sizes) in READERS.items() for split in size
 FACTS = Facts("work", "boss", "mocks my accent", "two years", "", "")
 POST = (
     "r/work: I (30F) have a problem with my boss. I know they mean well. My chief makes jokes "
-    "about my accent in meetings. This has gone on for twenty-four months."
+    "about my accent in meetings. This has gone on for two years."
 )
 GOOD = (
     "My boss mocks my accent, and after two years it still stings. So I offered a compromise, but "
@@ -177,7 +177,8 @@ def test_an_evaluation_counts_unkind_words_of_completions_alone():
     columns = gold_columns([as_input_text(POST)], ["What an absolute clown."])
     expected = {"covered": 0, "wrong": 0, "unkind": 1, "words": 4, "gold": pytest.approx(-0.8)}
     assert columns == {name: [value] for name, value in expected.items()}
-    summarised = POST + " So I yelled at them once, but nothing changed. Should I leave?"
+    summarised = POST + " So I yelled at them once, but nothing changed. "
+    summarised += f"{phrases.CUES['question'][0]} Should I leave?"
     assert "unkind" not in gold_columns([as_input_text(summarised)], [GOOD])
 
 

@@ -165,7 +165,9 @@ def test_the_losses_and_what_is_logged_are_trl_s_own(tmp_path, monkeypatch, sett
     assert len(ours) == len(theirs) == 3
     for row, expected in zip(ours, theirs, strict=True):
         assert row.keys() == expected.keys()
-        for name in row.keys() - {"epoch", "step"}:
+        # At the first step policy and reference are equal, and the order of equals is chance.
+        untold = {"epoch", "step"} | ({"rewards/accuracies"} if row is ours[0] else set())
+        for name in row.keys() - untold:
             assert float(row[name]) == pytest.approx(float(expected[name]), rel=1e-3, abs=1e-5), (
                 name
             )

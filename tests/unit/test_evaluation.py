@@ -1,9 +1,12 @@
 """Evaluation: intervals, and policies and reward models whose numbers are known by hand."""
 
+import itertools
 import math
+import random
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -13,6 +16,8 @@ from rlhf_helpers import generation
 from rlhf_helpers.evaluation import (
     evaluate_policy,
     evaluate_reward_model,
+    label_ceiling,
+    recipe_gold,
     side_by_side,
     standard_error,
     temperature_curve,
@@ -21,21 +26,30 @@ from rlhf_helpers.evaluation import (
 )
 from rlhf_helpers.evaluation import metrics as generic
 from rlhf_helpers.generation import Responses
+from rlhf_helpers.little_world.annotators import ANNOTATORS, choose, measure
+from rlhf_helpers.little_world.grammar import as_input_text, draw_posts, find_post, read_post
 from rlhf_helpers.models import load_policy, load_tokenizer
 from rlhf_helpers.scales import Scale
-from rlhf_helpers.schemas import DataError, format_prompt, format_response, write_jsonl
+from rlhf_helpers.schemas import (
+    DataError,
+    format_prompt,
+    format_response,
+    read_preferences,
+    write_jsonl,
+)
 
 POST = (
-    "r/work: I (30F) have a problem with my boss. My chief makes jokes about my accent in "
-    "meetings. This has gone on for twenty-four months. I barely sleep these days. To be fair, I "
-    "yelled at them once and that was useless. Should I just leave? [summary]: "
+    "r/work: I (30F) have a problem with my chief. My boss makes jokes about my accent in "
+    "meetings. This has gone on for two years. I barely sleep these days. To be fair, I yelled at "
+    "them once and that was useless. The worst part is how long it has been. Should I just leave? "
+    "[summary]: "
 )
-# Gold: 4.5; also 4.5; 4.5 less the duration, 0.5; relation and problem alone, 2.0.
-PERFECT = "My boss mocks my accent for two years, tried yelling. Should I leave?"
-AS_GOOD = "My boss mocks my accent (two years). I tried yelling. Should I leave?"
-CLOSE = "My boss mocks my accent, tried yelling. Should I leave?"
+# Gold: 4.5; also 4.5; 4.5 less the relation, 1.1 / 3; relation and problem alone, 1.4.
+PERFECT = "My boss mocks my accent for two years."
+AS_GOOD = "My boss mocks my accent (two years)."
+CLOSE = "Someone mocks my accent for two years."
 SHORT = "My boss mocks my accent."
-GOLD = {PERFECT: 4.5, AS_GOOD: 4.5, CLOSE: 4.0, SHORT: 2.0}
+GOLD = {PERFECT: 4.5, AS_GOOD: 4.5, CLOSE: 4.5 - 1.1 / 3, SHORT: 1.4}
 
 
 def scorer(scores: dict[str, float], prompt: str = format_prompt(POST)):
@@ -169,17 +183,18 @@ def test_the_numbers_of_a_policy(answered):
             "eos_rate": 0.5,
             "kl": 1.5,
             "reward": 0.5,
-            "covered": 3.5,
+            "point": 0.5,
+            "covered": 2.5,
             "wrong": 0,
-            "words": (13 + 5) / 2,
-            "gold": 3.25,
-            "gold_se": 1.25,
+            "words": (8 + 5) / 2,
+            "gold": 2.95,
+            "gold_se": 1.55,
             "prompts": 2,
         }
     )
     assert list(table["prompt"]) == [format_prompt(POST)] * 2
     assert list(table["response"]) == [PERFECT, SHORT]
-    assert list(table["gold"]) == pytest.approx([4.5, 2.0])
+    assert list(table["gold"]) == pytest.approx([4.5, 1.4])
     assert answered == [
         {"prompts": [format_prompt(POST)] * 2, "max_new_tokens": 48, "temperature": 1.0, "seed": 3}
     ]
@@ -188,7 +203,7 @@ def test_the_numbers_of_a_policy(answered):
 def test_what_was_not_asked_for_is_left_out(answered):
     metrics, table = evaluate_policy(None, None, PROMPTS, instruction="Be brief.")
     assert not {"kl", "reward"} & {*metrics, *table}
-    assert metrics["gold"] == pytest.approx(3.25)
+    assert metrics["gold"] == pytest.approx(2.95)
     assert answered[0]["prompts"] == [format_prompt(POST, "Be brief.")] * 2
 
 
@@ -202,11 +217,12 @@ def test_a_temperature_below_0_is_refused(answered, temperature):
 def test_the_kl_at_any_temperature_is_that_of_what_is_sampled():
     """Against the exact one, of answers of a single token, whose distribution is enumerated."""
     policy, tokenizer = load_policy(Scale().base_model), load_tokenizer(Scale().base_model)
-    ids, mask = generation.encode_prompts(tokenizer, [format_prompt(POST)])
+    asked = POST.replace("[summary]: ", "[comment]:")  # much may come next
+    ids, mask = generation.encode_prompts(tokenizer, [format_prompt(asked)])
     with torch.no_grad():
         logits = policy(input_ids=ids, attention_mask=mask).logits[0, -1].double()
     reference = logits.log_softmax(-1)
-    prompts, settings = PROMPTS[:1] * 600, {"reference": policy, "max_new_tokens": 1}
+    prompts, settings = [{"input_text": asked}] * 1500, {"reference": policy, "max_new_tokens": 1}
     curve = temperature_curve(policy, tokenizer, prompts, (0, 0.5, 1), **settings)
     assert curve["temperature"].tolist() == [0, 0.5, 1]
     assert {"gold", "gold_se", "length", "eos_rate", "kl"} <= set(curve)
@@ -265,6 +281,8 @@ def test_a_real_policy():
     assert sampled == again
     assert sampled["kl"] == pytest.approx(0, abs=1e-4)
     assert 1 <= sampled["length"] <= 6 and "gold" in sampled
+    settings["max_new_tokens"] = 24
+    _, table = evaluate_policy(policy, tokenizer, prompts[:2], **settings)
     _, other = evaluate_policy(policy, tokenizer, prompts[:2], **settings, seed=1)
     assert list(other["response"]) != list(table["response"])
     greedy, _ = evaluate_policy(policy, tokenizer, prompts, temperature=0.0, **settings)
@@ -350,3 +368,32 @@ def test_side_by_side_refuses_two_answers_to_one_prompt(tmp_path):
     twice = predictions(tmp_path / "twice.jsonl", {"p": "a", " p": "b"})
     with pytest.raises(DataError, match="'p' is there twice"):
         side_by_side(once, twice)
+
+
+# What only the little world can tell
+
+
+def test_the_ceiling_of_labels_is_what_the_best_judge_reaches():
+    records = read_preferences(Scale().data("preferences", "test"))[:300]
+    rng, right, best = random.Random(0), [], label_ceiling(records)
+    for record in records:
+        facts, post = read_post(record["input_text"]), find_post(record["input_text"])
+        measured = [measure(facts, record[f"candidate_{i}"], post) for i in (0, 1)]
+        chosen = [
+            choose((annotator.utility(measured[0]), annotator.utility(measured[1])), rng)
+            for annotator in ANNOTATORS
+            for _ in range(100)
+        ]
+        right.append(max(np.mean(chosen), 1 - np.mean(chosen)))
+    assert best == pytest.approx(np.mean(right), abs=0.01)
+    assert 0.8 < best < 1
+
+
+def test_the_best_recipe_for_each_post_tells_its_point_and_no_fixed_one_is_best():
+    posts = [as_input_text(post) for _, post in itertools.islice(draw_posts(random.Random(0)), 60)]
+    worth = recipe_gold(posts)
+    assert len(worth) == 32
+    best = {slots: gold.mean() for slots, gold in worth.items()}
+    for place, text in enumerate(posts):
+        assert read_post(text).point in max(worth, key=lambda slots: worth[slots][place])
+    assert max(best.values()) < np.max(list(worth.values()), axis=0).mean() - 1

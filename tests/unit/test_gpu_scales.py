@@ -261,7 +261,7 @@ def test_answers_are_drawn_from_beams_and_the_same_for_the_same_seed():
     }
     assert signature(beam_answers).parameters["max_new_tokens"].default == 128
     model = load_policy(Scale().base_model), load_tokenizer(Scale().base_model)
-    prompts = ["r/work: My boss sings all day. Any advice? [summary]:"]
+    prompts = ["r/work:"]
     first, again, other = (beam_answers(*model, prompts, seed=seed) for seed in (0, 0, 3))
     assert first == again != other
 

@@ -20,8 +20,8 @@ from rlhf_helpers.annotation.judges import (
 )
 from rlhf_helpers.evaluation import win_rate
 from rlhf_helpers.little_world.annotators import gold, gold_columns
+from rlhf_helpers.little_world.documents import principle_question
 from rlhf_helpers.little_world.grammar import find_post
-from rlhf_helpers.little_world.writers import principle_question
 from rlhf_helpers.models import load_policy, load_tokenizer
 from rlhf_helpers.scales import Scale
 from rlhf_helpers.schemas import format_prompt, format_response, read_preferences

@@ -365,7 +365,7 @@ def test_the_shipped_judgements_are_cleo_s_by_rule_bit_for_bit(tmp_path):
     assert [pair_of(j) for j in shipped] == [pair_of(pair) for pair in pairs[:30]]
     assert {j["annotator"] for j in shipped} == {"cleo"}
     gold = agreement_with_scorer(shipped, annotators.gold_scores)
-    assert (round(gold.share * gold.pairs), gold.pairs, gold.left_out) == (23, 27, 3)
+    assert (round(gold.share * gold.pairs), gold.pairs, gold.left_out) == (27, 28, 2)
 
 
 def test_a_rule_judges_with_its_annotator_s_taste_and_noise():

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rlhf_helpers.commands.main import main
 from rlhf_helpers.pipelines import stages
 from rlhf_helpers.runs import project_root
 from rlhf_helpers.scales import Scale
@@ -39,8 +40,7 @@ def trained(tmp_path_factory):
         patch.setenv("OMP_NUM_THREADS", "1")
         for stage, given in models.items():
             stages.train(stage, str(root / f"{stage}1"), "smoke", 0, **given)
-        stages.train("sft", str(root / "sft2"), "smoke", 0, processes=2)
-        launch_both(root, {stage: models[stage] for stage in ("reward", "dpo")})
+        launch_all(root, models)
         launch_sharded(root / "sft_fsdp")
     return root
 
@@ -54,12 +54,14 @@ for stage, changes in json.loads(sys.argv[1]).items():
 """
 
 
-def launch_both(root: Path, models: dict[str, dict]) -> None:
-    """Train several stages in two processes, which are started once for all of them."""
+def launch_all(root: Path, models: dict[str, dict]) -> None:
+    """Train all stages in two processes, which are started once, as the pipeline starts them."""
     (root / "train.py").write_text(TRAIN)
     changes = {stage: given | {"output_dir": f"{root}/{stage}2"} for stage, given in models.items()}
-    options = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
-    launch(*options.split(), "--dynamo_backend", "no", root / "train.py", json.dumps(changes))
+    smoke = Scale("smoke")
+    command = stages.launch_command("sft", smoke, smoke.config("sft"), 2)
+    options = command[command.index("launch") + 1 : command.index("rlhf_helpers") - 1]
+    launch(*options, root / "train.py", json.dumps(changes))
 
 
 def launch_sharded(folder: Path) -> None:
@@ -109,3 +111,19 @@ def test_the_first_process_alone_writes(trained, stage):
     assert len(list((folder / "logs").iterdir())) == 1
     assert (folder / "model.safetensors").exists()
     assert len(history(folder)) == len(history(trained / f"{stage}1"))
+
+
+def test_a_step_of_the_pipeline_takes_its_model_from_the_processes_it_launches(
+    tmp_path, monkeypatch
+):
+    """The command is run here instead: what it trains is copied, with its metrics."""
+
+    def run_here(command: list[str], check: bool) -> None:
+        assert check and command[command.index("--num_processes") + 1] == "2"
+        assert main(command[command.index("rlhf_helpers") + 1 :]) == 0
+
+    monkeypatch.setattr(stages.subprocess, "run", run_here)
+    metrics = stages.train("sft", str(tmp_path / "sft"), "smoke", 3, processes=2)
+    report = json.loads((tmp_path / "sft" / "metrics.json").read_text())
+    assert report["metrics"] == metrics and report["config"]["seed"] == 3
+    assert (tmp_path / "sft" / "model.safetensors").exists()

@@ -211,6 +211,8 @@ WRONG = [
     ("ranking_scores", lambda ranking: list(range(len(ranking)))[::-1], [], "order of the cand"),
     ("bad_line", 2, [], "read_preferences"),
     ("bad_line", 4, [], "counted from 1"),
+    ("two_ceilings", 1.0, [0.854], "pair of equals"),
+    ("two_ceilings", 0.75, [0.75], "into the formula"),
     ("win_rate", lambda a, b: (a > b).mean(), [], "half"),
     ("win_rate", lambda a, b: (a > b).sum() / (a != b).sum(), [], "left out"),
     (

@@ -8,8 +8,15 @@ from collections import Counter
 
 import pytest
 
-from rlhf_helpers.little_world import annotators, base_model, phrases, writers
-from rlhf_helpers.little_world.annotators import ANNOTATORS, WORD_BUDGET, choose, gold, measure
+from rlhf_helpers.little_world import annotators, base_model, documents, phrases, writers
+from rlhf_helpers.little_world.annotators import (
+    ANNOTATORS,
+    LONGEST,
+    WORD_BUDGET,
+    choose,
+    gold,
+    measure,
+)
 from rlhf_helpers.little_world.grammar import (
     SLOTS,
     SPLITS,
@@ -32,13 +39,16 @@ TABLES = {
     "tried": phrases.TRIED,
     "question": phrases.QUESTIONS,
 }
-FACTS = Facts("work", "boss", "mocks my accent", "two years", "yelling", "should I leave")
-POST = (
-    "r/work: I (30F) have a problem with my boss. My chief makes jokes about my accent in "
-    "meetings. This has gone on for twenty-four months. I barely sleep these days. To be fair, I "
-    "yelled at them once and that was useless. Should I just leave?"
+FACTS = Facts(
+    "work", "boss", "mocks my accent", "two years", "yelling", "should I leave", "duration"
 )
-GOOD = "My boss mocks my accent for two years, tried yelling. Should I leave?"
+POST = (
+    "r/work: I (30F) have a problem with my chief. My boss makes jokes about my accent in "
+    "meetings. This has gone on for two years. I barely sleep these days. To be fair, I yelled at "
+    "them once and that was useless. The worst part is how long it has been. Should I just leave?"
+)
+ALL = "My boss mocks my accent for two years, tried yelling. Should I leave?"
+GOOD = "My boss mocks my accent for two years."
 
 
 def posts(count, split=None, seed=0):
@@ -52,7 +62,7 @@ def test_there_is_as_much_as_the_world_needs():
     assert set(phrases.RELATIONS) == set(phrases.PROBLEMS)
     assert len(phrases.PROBLEMS) >= 8
     assert all(len(problems) >= 10 for problems in phrases.PROBLEMS.values())
-    for slot, at_least in zip(SLOTS, (2, 3, 2, 3, 3), strict=True):
+    for slot, at_least in zip(SLOTS, (2, 3, 1, 3, 3), strict=True):
         for value in TABLES[slot]:
             assert len(set(value.phrasings)) >= at_least, value
     assert len(set(phrases.FILLERS)) >= 20
@@ -83,11 +93,12 @@ NO_FACTS = {
     "tried sentences": phrases.TRIED_SENTENCES,
     "fillers": phrases.FILLERS,
     "tones": list(itertools.chain(*phrases.TONES.values())),
+    "cues": list(itertools.chain(*phrases.CUES.values())),
     "vague problems": phrases.VAGUE_PROBLEMS,
     "ramblings": phrases.RAMBLINGS,
     "comments": phrases.COMMENTS,
-    "instructions": writers.INSTRUCTIONS,
-    "principles": writers.PRINCIPLES,
+    "instructions": documents.INSTRUCTIONS,
+    "principles": documents.PRINCIPLES,
 }
 
 
@@ -126,6 +137,8 @@ def test_what_stands_around_a_post_does_not_disturb_reading_it():
         POST.removeprefix("r/work: "),
         POST.replace("yelled", "shouted"),
         POST.replace("boss", "wife"),
+        POST.replace("The worst part is how long it has been. ", ""),
+        POST.replace("I barely sleep these days.", phrases.CUES["question"][0]),
         as_input_text("r/work: My boss mocks my accent."),
         f"r/work: nothing yet [summary]: {POST.removeprefix('r/work: ')}",
     ],
@@ -139,8 +152,10 @@ def test_posts_are_posts_of_some_sentences_with_capitals():
     for _, post in posts(300):
         topic, text = re.fullmatch(r"r/(\w+): (.*)", post).groups()
         assert topic in phrases.PROBLEMS
-        assert 40 <= len(text.split()) <= 105
+        assert 30 <= len(text.split()) <= 90
         assert text.endswith("?") and "{" not in text
+        *_, cue, _ = re.split(r"(?<=[.?]) ", text)
+        assert cue in itertools.chain(*phrases.CUES.values()), "the cue stands before the question"
         assert all(sentence[0].isupper() for sentence in re.split(r"(?<=[.?]) ", text)), text
 
 
@@ -181,7 +196,7 @@ def measured(summary):
     found = measure(FACTS, summary, POST)
     assert found["covered"] == sum(found[f"covered_{slot}"] for slot in SLOTS)
     assert found["words"] == len(summary.split())
-    names = ("covered", "wrong", "over_budget", "rambling", "unfinished")
+    names = ("covered", "point", "wrong", "over_budget", "rambling", "unfinished")
     return {name: found[name] for name in names if found[name]}
 
 
@@ -190,26 +205,15 @@ def test_the_post_of_these_tests_tells_its_facts():
 
 
 MEASURED = {
-    GOOD: {"covered": 5},
-    "My chief mocks my accent (twenty-four months). Yelling did not work. Would you leave?": {
-        # "chief mocks", "twenty-four months", "would you", "you leave": not a summary's words
-        "covered": 5,
-        "rambling": 4,
-    },
+    GOOD: {"covered": 3, "point": 1},
+    ALL: {"covered": 5, "point": 1, "over_budget": 4},
+    "My chief mocks my accent (two years).": {"covered": 3, "point": 1, "rambling": 1},
     "My boss mocks my accent.": {"covered": 2},
     "Someone mocks my accent. Any advice?": {"covered": 1},
-    "My boss mocks my accent for two years, tried yelling. Should I leave": {
-        "covered": 5,
-        "unfinished": 1,
-    },
-    "My manager mocks my accent for two years, tried talking. Should I leave?": {
-        "covered": 3,
-        "wrong": 2,
-    },
-    "My boss mocks my accent, tried yelling, tried talking, tried yelling.": {
-        "covered": 3,
-        "wrong": 1,
-    },
+    "My boss mocks my accent for two years": {"covered": 3, "point": 1, "unfinished": 1},
+    "My manager mocks my accent, tried talking.": {"covered": 1, "wrong": 2},
+    "My boss mocks my accent, tried yelling.": {"covered": 3},
+    "My boss mocks my accent for a year.": {"covered": 2, "wrong": 1},
     "": {"unfinished": 1},
     "My boss.": {"covered": 1, "unfinished": 1},
     "My boss my boss my boss my boss.": {"covered": 1, "rambling": 3 + 2 * 3},
@@ -227,13 +231,20 @@ def test_each_covered_slot_is_told_apart():
     assert [found[f"covered_{slot}"] for slot in SLOTS] == [0, 0, 1, 0, 1]
 
 
-def test_every_word_over_the_budget_counts():
+def test_words_over_the_budget_count_up_to_a_limit():
     copied = POST.removeprefix("r/work: ")
-    over = len(copied.split()) - WORD_BUDGET
-    assert measured(copied) == {"covered": 5, "over_budget": over}
-    exactly = " ".join([GOOD, *copied.split()][: WORD_BUDGET - len(GOOD.split()) + 1])
-    assert len(exactly.split()) == WORD_BUDGET
-    assert "over_budget" not in measured(exactly)
+    assert measured(copied)["over_budget"] == LONGEST
+    words = copied.split()
+    for over in (0, 1, LONGEST - 1):
+        found = measured(" ".join(words[: WORD_BUDGET + over]))
+        assert found.get("over_budget", 0) == over
+
+
+def test_the_point_is_the_slot_that_the_post_s_writer_names():
+    for facts, post in posts(300):
+        for slot in phrases.CUES:
+            told = writers.state_facts(facts, random.Random(0), ["relation", "problem", slot])
+            assert measure(facts, told, post)["point"] == float(slot == facts.point)
 
 
 @pytest.mark.parametrize("rambling", phrases.RAMBLINGS)
@@ -248,12 +259,26 @@ def test_repeating_a_sentence_is_rambling_although_every_pair_of_words_is_known(
 # What the annotators make of it
 
 
-def test_a_perfect_summary_is_worth_as_much_to_each_annotator():
+def test_a_perfect_summary_is_worth_about_as_much_to_each_annotator():
     for annotator in ANNOTATORS:
-        assert sum(annotator.covered.values()) == pytest.approx(4.5)
-        assert set(annotator.covered) == set(SLOTS)
-        assert annotator.utility(measure(FACTS, GOOD, POST)) == pytest.approx(4.5)
-    assert gold(as_input_text(POST), GOOD) == pytest.approx(4.5)
+        assert sum(annotator.completed.values()) == pytest.approx(4.5)
+        assert set(annotator.covered) == set(annotator.completed) == set(SLOTS)
+        assert annotator.utility(measure(FACTS, GOOD, POST)) == pytest.approx(4.5, abs=0.05)
+    assert gold(as_input_text(POST), GOOD) == pytest.approx(4.5, abs=0.05)
+
+
+def test_whatever_the_point_is_the_best_summary_tells_it():
+    """The budget forces a choice, so which facts are the best ones depends on the post."""
+    for facts, post in posts(100):
+        worth = {
+            slots: max(
+                gold(as_input_text(post), writers.state_facts(facts, random.Random(i), slots))
+                for i in range(6)
+            )
+            for count in (1, 2, 3, 4, 5)
+            for slots in itertools.combinations(SLOTS, count)
+        }
+        assert facts.point in max(worth, key=lambda slots: worth[slots])
 
 
 def test_annotators_weigh_differently():
@@ -265,9 +290,9 @@ def test_annotators_weigh_differently():
 
 
 def test_gold_is_the_mean_of_the_annotators_utilities():
-    # Ada, Ben, Cleo: the duration and the question are missing, what was tried is wrong.
+    # Ada, Ben, Cleo: the point, the duration, is missing, and what was tried is wrong.
     summary = "My boss mocks my accent, tried talking."
-    expected = (0.5 + 1.5 - 2.0, 0.4 + 2.0 - 0.7, 0.6 + 1.0 - 0.9)
+    expected = (0.4 + 1.2 - 2.0, 0.3 + 1.4 - 1.0, 0.4 + 0.5 - 1.2)
     found = measure(FACTS, summary, POST)
     assert [annotator.utility(found) for annotator in ANNOTATORS] == pytest.approx(expected)
     assert gold(as_input_text(POST), summary) == pytest.approx(sum(expected) / 3)
@@ -278,8 +303,8 @@ def test_every_fault_costs_every_annotator():
     for annotator in ANNOTATORS:
         for fault in ("wrong", "over_budget", "rambling", "unfinished"):
             assert annotator.utility(best | {fault: 1.0}) < annotator.utility(best)
-        for slot in SLOTS:
-            assert annotator.utility(best | {f"covered_{slot}": 0.0}) < annotator.utility(best)
+        for told in ("point", "covered_relation", "covered_problem", "covered_duration"):
+            assert annotator.utility(best | {told: 0.0}) < annotator.utility(best)
 
 
 def test_gold_needs_a_post_of_the_world():
@@ -311,46 +336,50 @@ def written(kind, count=1500):
         yield facts, post, summary, measure(facts, summary, post)
 
 
-@pytest.mark.parametrize("kind", ["good", "short", "missing", "wrong", "off_topic"])
+@pytest.mark.parametrize("kind", ["stock", "short", "missing", "full", "wrong", "off_topic"])
 def test_a_sensible_summary_does_not_ramble(kind):
     for _, _, summary, found in written(kind):
         assert not found["rambling"] and not found["unfinished"], summary
 
 
-def test_even_the_longest_facts_can_be_told_within_the_budget():
-    shorts = {slot: max(values(slot), key=lambda s: len(s.split())) for slot in SLOTS[2:]}
-    for topic, problems in phrases.PROBLEMS.items():
-        longest = {
-            slot: max((v.short for v in table), key=lambda s: len(s.split()))
-            for slot, table in (("relation", phrases.RELATIONS[topic]), ("problem", problems))
-        }
-        facts = Facts(topic, **longest, **shorts)
-        told = [writers.state_facts(facts, random.Random(seed), SLOTS) for seed in range(20)]
-        assert min(len(summary.split()) for summary in told) <= WORD_BUDGET
-
-
-def test_a_good_summary_is_worth_4_5_but_for_words_over_the_budget():
-    for _, post, summary, _ in written("good", 3000):
-        over = max(0, len(summary.split()) - WORD_BUDGET)
-        assert over <= 2
-        assert gold(as_input_text(post), summary) == pytest.approx(4.5 - 0.15 * over), summary
-
-
 @pytest.mark.parametrize("kind", writers.KINDS)
-def test_no_summary_is_worth_more_than_a_good_one(kind):
+def test_no_summary_is_worth_more_than_a_perfect_one(kind):
     for _, post, summary, _ in written(kind, 500):
-        assert summary.strip() and gold(as_input_text(post), summary) < 4.5 + 1e-9
+        assert summary.strip() and gold(as_input_text(post), summary) <= 4.75
 
 
 def test_each_kind_has_its_fault():
-    for kind, least, most in (("short", 3, 4), ("missing", 1, 3)):
-        for _, _, summary, found in written(kind):
-            assert least <= found["covered"] <= most, summary
-            assert not found["wrong"] and not found["covered_tried"], summary
-    assert sum(found["wrong"] for *_, found in written("wrong")) > 700
-    assert sum(found["wrong"] > 1 for *_, found in written("off_topic")) > 1400
-    assert all(found["rambling"] >= 5 for *_, found in written("rambling"))
+    for _, _, summary, found in written("stock"):
+        assert any(said in summary for said in phrases.STOCK.values())
+        assert found["covered_relation"] and found["covered_problem"]
+    assert sum(found["wrong"] for *_, found in written("stock")) > 1200
+    assert sum(found["point"] for *_, found in written("stock")) < 250
+    assert sum(found["point"] for *_, found in written("short")) > 1000
+    assert all(found["wrong"] == 0 for *_, found in written("short"))
+    assert all(found["covered"] <= 2 and not found["wrong"] for *_, found in written("missing"))
+    assert sum(found["over_budget"] > 0 for *_, found in written("full")) > 1200
+    assert sum(found["wrong"] for *_, found in written("wrong")) > 1500
+    assert sum(found["wrong"] > 1 for *_, found in written("off_topic")) > 1200
+    assert all(found["rambling"] >= 1 for *_, found in written("rambling"))
     assert all(summary in post for _, post, summary, _ in written("copied"))
+
+
+def test_candidates_that_differ_in_truth_differ_in_nothing_else():
+    rng = random.Random(0)
+    for facts, post in posts(200):
+        texts = writers.differ_in_truth(facts, rng)
+        found = [measure(facts, text, post) for text in texts]
+        assert sorted(row["wrong"] for row in found) == [0, 1, 1, 2]
+        assert len({row["covered"] + row["wrong"] for row in found}) == 1
+        assert not any(row["rambling"] or row["unfinished"] for row in found)
+
+
+def test_candidates_that_differ_in_choice_are_all_true():
+    rng = random.Random(0)
+    for facts, post in posts(200):
+        found = [measure(facts, t, post) for t in writers.differ_in_choice(facts, rng)]
+        assert not any(row["wrong"] or row["rambling"] for row in found)
+        assert {row["point"] for row in found} == {0, 1}
 
 
 def test_corrupting_changes_so_many_plausible_facts():
@@ -364,11 +393,12 @@ def test_corrupting_changes_so_many_plausible_facts():
             assert wrong.problem in {v.short for v in phrases.PROBLEMS[facts.topic]}
 
 
-def test_most_demonstrations_leave_out_what_was_tried():
+def test_the_mode_of_the_demonstrations_is_poor_and_good_ones_are_in_reach():
     rng = random.Random(0)
-    drawn = [(f, writers.write_summary(f, post, rng)) for f, post in posts(1000)]
-    told = {slot: sum(getattr(f, slot) in find_facts(s)[slot] for f, s in drawn) for slot in SLOTS}
-    assert told["tried"] < 400 < 600 < min(told["relation"], told["problem"])
+    drawn = [(post, writers.write_summary(f, post, rng)) for f, post in posts(1000)]
+    worth = sorted(gold(as_input_text(post), summary) for post, summary in drawn)
+    assert worth[500] < 1
+    assert 0.08 < sum(value > 3.5 for value in worth) / 1000 < 0.25
 
 
 @pytest.mark.parametrize("mix", [writers.DEMONSTRATION_MIX, writers.POOR_MIX])
@@ -388,17 +418,36 @@ def test_documents_depend_on_their_index_and_split_alone():
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_documents_tell_posts_of_their_split(split):
-    for index in range(300):
+    for index in [*range(300), *range(base_model.COPYING, base_model.COPYING + 100)]:
         document = base_model.document(index, split)
         post = document[document.index("r/") :]
         assert split_of(read_post(post)) == split, document
 
 
-def test_documents_are_of_every_sort():
-    first_mark = re.compile(r".*?\[(\w+)\]:.*|.*")
-    marks = Counter(first_mark.sub(r"\1", base_model.document(i), count=1) for i in range(600))
-    assert set(marks) == {"principle", "comment", "title", "summary", ""}
-    assert min(marks.values()) >= 10
+def test_documents_are_of_every_sort_and_summaries_come_later():
+    shares = []
+    for first in (0, base_model.COPYING):
+        texts = [base_model.document(i) for i in range(first, first + 600)]
+        marks = Counter(mark for text in texts for mark in set(re.findall(r"\[(\w+)\]:", text)))
+        assert set(marks) == {
+            *("principle", "post", "1", "2", "better"),
+            *("comment", "title", "summary", "OP", "quiz"),
+        }
+        assert min(marks.values()) >= 10
+        shares.append(marks["summary"] / 600)
+    assert shares[0] < 0.35 < 0.6 < shares[1]
+
+
+def test_verdicts_are_true():
+    rng, said = random.Random(0), Counter()
+    for facts, post in posts(200):
+        for text in (documents.write_quiz(facts, rng), documents.write_correction(facts, rng)):
+            wrong, exactly = text.count("wrong"), text.count("exactly")
+            found = measure(facts, text, post)
+            assert found["wrong"] == wrong, text
+            assert found["point"] == float(exactly > 0), text
+            said += Counter(wrong=wrong, exactly=exactly, right=text.count("right"))
+    assert min(said.values()) > 100
 
 
 def test_a_comparison_names_the_summary_that_follows_its_principle():
@@ -407,14 +456,14 @@ def test_a_comparison_names_the_summary_that_follows_its_principle():
     )
     rng, seen = random.Random(0), Counter()
     for facts, post in posts(600):
-        text = writers.write_comparison(facts, post, rng)
+        text = documents.write_comparison(facts, post, rng)
         principle, told, first, second, better = pattern.fullmatch(text).groups()
-        rule = writers.PRINCIPLES[principle]
+        rule = documents.PRINCIPLES[principle]
         scores = [rule(measure(facts, summary, post)) for summary in (first, second)]
         assert told == post
         assert scores[int(better) - 1] > scores[2 - int(better)], text
         seen[principle, better] += 1
-    assert set(seen) == set(itertools.product(writers.PRINCIPLES, "12"))
+    assert set(seen) == set(itertools.product(documents.PRINCIPLES, "12"))
 
 
 def test_write_post_uses_every_phrasing():

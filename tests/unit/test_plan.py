@@ -326,7 +326,7 @@ def test_the_little_worlds_data_are_as_the_plan_says(task):
     for kind, name in (("demonstrations", "demonstrations"), ("preferences", "rankings")):
         said = plan_data.DATA[task, kind]
         lines = (data_dir() / task / f"{name}_train.jsonl").read_text().splitlines()
-        records = [json.loads(line) for line in lines[::10]]
+        records = [json.loads(line) for line in lines]
         prompts = [format_prompt(record["input_text"]) for record in records]
         answers = [
             format_response(answer)
@@ -445,7 +445,7 @@ def test_another_model_is_read_from_its_folder(run, tmp_path):
         ("--model nobody/no-such-model", "nobody/no-such-model: no folder"),
         ("--gpus 0", "--gpus 0"),
         ("--gpus 2", "--gpus 2 on laptop"),
-        ("--price -1", "must be 0 or more"),
+        ("--price -1", "must be a number of at least 0"),
     ],
 )
 def test_bad_input_gets_one_clear_error(run, arguments, message):

@@ -161,7 +161,7 @@ def test_google_s_parameters_turn_into_ours(tmp_path):
     )
     assert isinstance(reward, RewardConfig)
     assert reward.epochs == 3 * 64 / 32
-    assert reward.learning_rate == 0.5 * RewardConfig.learning_rate
+    assert reward.learning_rate == 0.5 * Scale().config("reward").learning_rate
     assert (reward.max_length, reward.max_new_tokens, reward.instruction) == (120, 20, "Be brief.")
     ppo = config_of("ppo", steps=320, kl_coef=0.0, **lengths)
     assert isinstance(ppo, PPORunConfig)

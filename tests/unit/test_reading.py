@@ -87,7 +87,7 @@ def test_a_diagnosis_needs_the_shuffled_prompt_test():
 
 
 def test_contrast_pairs_differ_in_their_fault_and_in_no_other():
-    assert len(CONTRASTS) == 3 * 20
+    assert len(CONTRASTS) == 4 * 20
     for record in CONTRASTS:
         post = record["input_text"]
         better, worse = (
@@ -95,11 +95,12 @@ def test_contrast_pairs_differ_in_their_fault_and_in_no_other():
             for i in (record["choice"], 1 - record["choice"])
         )
         gap = {name: worse[name] - better[name] for name in ("covered", "wrong", "rambling")}
-        expected = {"wrong fact": (-1, 1), "missing fact": (-1, 0), "rambling": (0, 0)}
-        assert (gap["covered"], gap["wrong"]) == expected[record["fault"]], record
+        expected = {"wrong fact": (-1, 1), "missing fact": (-1, 0)}
+        assert (gap["covered"], gap["wrong"]) == expected.get(record["fault"], (0, 0)), record
         assert (gap["rambling"] > 0) == (record["fault"] == "rambling"), record
-        assert better["covered"] == 5
-    assert 10 < sum(record["choice"] for record in CONTRASTS) < 50
+        assert worse["point"] == 0 or record["fault"] != "beside the point"
+        assert (better["covered"], better["point"]) == (3, 1)
+    assert 20 < sum(record["choice"] for record in CONTRASTS) < 60
     assert contrast_pairs([record["input_text"] for record in PAIRS[:120:6]]) == CONTRASTS
 
 
@@ -116,7 +117,8 @@ def test_accuracy_by_fault_shows_what_form_cannot_see():
     _, table = metrics.evaluate_reward_model(by_form, CONTRASTS, gold=gold_columns)
     correct = trust.in_gold_order(table)["correct"]
     found = trust.accuracy_by(correct, [record["fault"] for record in CONTRASTS])["accuracy"]
-    assert found["rambling"] == 1 and found["wrong fact"] < 0.8 and found["missing fact"] < 0.2
+    assert found["rambling"] == 1
+    assert found["wrong fact"] < 0.8 and found["beside the point"] < 0.8
 
 
 # Baselines

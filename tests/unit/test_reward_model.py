@@ -459,7 +459,7 @@ def test_a_head_on_a_frozen_language_model_learns_to_read(trained):
     moved = [
         {**pair, "input_text": other["input_text"]} for pair, other in itertools.pairwise(held_out)
     ]
-    assert evaluate_reward_model(scorer, moved)[0]["accuracy_noisy"] < 0.15
+    assert evaluate_reward_model(scorer, moved)[0]["accuracy_noisy"] < 0.25
     assert trained.history[-1]["accuracy"] > 0.9 and trained.metrics["pairs"] == 80
     assert {"loss", "margin", "mean_reward", "learning_rate", "step"} <= set(trained.history[-1])
 
@@ -560,11 +560,11 @@ def test_a_head_of_the_other_kind_in_the_same_folder_leaves_nothing_of_the_first
     assert type(RewardModel.from_pretrained(tmp_path / "out")) is RewardModel
 
 
-def test_the_scale_gives_a_head_of_answer_tokens_its_settings_and_the_base_model():
+def test_the_scale_gives_a_head_of_answer_tokens_its_settings_and_the_sft_model():
     found, changed = Scale().config("reward", head="answer_tokens"), {"epochs": 2.0}
-    assert (found.model, found.epochs, found.learning_rate) == (Scale().base_model, 6, 2e-3)
+    assert (found.model, found.epochs, found.learning_rate) == (Scale().dir("sft"), 6, 2e-3)
     assert Scale().config("reward", head="answer_tokens", **changed).epochs == 2
-    assert Scale("full").config("reward", head="answer_tokens").model == "facebook/opt-1.3b"
+    assert Scale("full").config("reward", head="answer_tokens").model == Scale("full").dir("sft")
     plain = Scale().config("reward", head="last_token")
     assert (plain.model, plain.epochs) == (Scale().dir("sft"), 1)
     with pytest.raises(ValueError, match="lora_rank to 0, or the head to last_token"):

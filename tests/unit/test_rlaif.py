@@ -4,6 +4,7 @@ import ast
 import inspect
 import itertools
 import random
+import re
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ PAIRS = Scale().data("preferences", "test")
 
 
 def telling(facts) -> str:
-    return writers.state_facts(facts, random.Random(0), writers.SLOTS)
+    return writers.state_facts(facts, random.Random(0), ["relation", "problem", facts.point])
 
 
 # The principles
@@ -51,9 +52,10 @@ def test_remarks_are_left_out_and_an_empty_constitution_is_refused(tmp_path):
     [
         ("Name who it is about.", lambda t: t.replace(f"My {FACTS.relation}", "Someone")),
         ("Name the problem.", lambda t: t.replace(FACTS.problem, "is a problem")),
-        ("Say how long it has gone on.", lambda t: t.replace(FACTS.duration, "long")),
-        ("Say what was tried.", lambda t: t.replace(FACTS.tried, "it all")),
-        ("Keep the question.", lambda t: t[: -len(FACTS.question) - 1] + "any advice?"),
+        (
+            "Come to the point.",
+            lambda t: re.sub(getattr(FACTS, FACTS.point), "that", t, flags=re.I),
+        ),
         ("Do not make things up.", lambda t: t + " My drummer took the trophy."),
         ("Be brief.", lambda t: t + " and" * 30),
         ("Do not ramble.", lambda t: t + " so yeah it is a lot, so yeah it is a lot."),

@@ -18,12 +18,15 @@ from trl import DPOTrainer, SFTTrainer
 
 from rlhf_helpers import rest, rlaif, stages, training
 from rlhf_helpers.commands.main import main
+from rlhf_helpers.configs.settings import as_json
 from rlhf_helpers.models import load_classifier, load_policy, load_tokenizer
 from rlhf_helpers.models.devices import matmul_precision
 from rlhf_helpers.ppo import PPOTrainer
 from rlhf_helpers.reward_model.kwise import KwiseTrainer
+from rlhf_helpers.runs import write_json
 from rlhf_helpers.scales import Scale
 from rlhf_helpers.schemas import read_demonstrations, read_preferences
+from rlhf_helpers.training import checkpoints as folders
 from rlhf_helpers.training.checkpoints import claim, newest_checkpoint, release, start_stage, status
 
 pytestmark = pytest.mark.slow  # each test needs trained stages
@@ -100,6 +103,22 @@ def test_only_what_is_missing_is_trained(chain, monkeypatch):
     other = Scale("smoke", seed=1)
     stages.train_missing(other, "sft", "reward")
     assert trained == [other.config("sft"), other.config("reward")]
+
+
+def test_a_result_of_another_version_of_the_data_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "data_dir", lambda: tmp_path)
+    data, config = tmp_path / "pairs.jsonl", SMOKE.config("sft", output_dir=tmp_path / "sft")
+    data.write_text("one world\n")
+    config = dataclasses.replace(config, data=data)
+    run = {"id": "1", "began_with": folders.began_with(config)}
+    write_json(config.output_dir / "run.json", run)
+    write_json(config.output_dir / "metrics.json", {"run": "1", "config": as_json(config)})
+    folders.check_data(config.output_dir)
+    data.write_text("another\n")
+    with pytest.raises(ValueError, match=r"sft was trained on another version of .*pairs\.jsonl"):
+        folders.check_data(config.output_dir)
+    data.unlink()
+    folders.check_data(config.output_dir)
 
 
 @STAGES

@@ -19,14 +19,15 @@ from rlhf_helpers.scales import Scale
 from rlhf_helpers.schemas import write_jsonl
 
 POST = (
-    "r/work: I (30F) have a problem with my boss. My chief makes jokes about my accent in "
-    "meetings. This has gone on for twenty-four months. I barely sleep these days. To be fair, I "
-    "yelled at them once and that was useless. Should I just leave? [summary]: "
+    "r/work: I (30F) have a problem with my chief. My boss makes jokes about my accent in "
+    "meetings. This has gone on for two years. I barely sleep these days. To be fair, I yelled at "
+    "them once and that was useless. What gets me is that nothing helps. Should I just leave? "
+    "[summary]: "
 )
-PERFECT = "My boss mocks my accent for two years, tried yelling. Should I leave?"
-MISSING = "My boss mocks my accent, tried yelling. Should I leave?"
-WRONG = "My boss mocks my accent for four days, tried yelling. Should I leave?"
-RAMBLING = PERFECT + " My boss mocks my accent for two years, tried yelling."
+PERFECT = "My boss mocks my accent, tried yelling."
+MISSING = "Someone mocks my accent, tried yelling."
+WRONG = "My manager mocks my accent, tried yelling."
+RAMBLING = "So my boss mocks my accent, tried yelling."
 
 
 def pair(first: str, second: str, choice: int = 0, **fields) -> dict:
@@ -140,16 +141,17 @@ def test_accuracy_by_fault_tells_which_mistakes_a_model_makes():
         pair(PERFECT, WRONG),
         pair(RAMBLING, PERFECT),
         pair(PERFECT, too_long),
-        pair(PERFECT, PERFECT.replace("for two years", "(two years)")),  # a tie
+        pair(PERFECT, PERFECT.replace(", tried", ". I tried")),  # a tie
     ]
     scores = {"score_0": [1, 1, 0, 0, 0, 0], "score_1": [0, 0, 1, 1, 1, 1]}
     worth = {f"gold_{i}": [gold(POST, r[f"candidate_{i}"]) for r in records] for i in (0, 1)}
     found = trust.accuracy_by_fault(pd.DataFrame(scores | worth), records, fault_columns)
-    assert list(found.index) == ["missing fact", "wrong fact", "too long", "rambling"]
+    faults = ["missing fact", "beside the point", "wrong fact", "too long", "rambling"]
+    assert list(found.index) == faults
     # The wrong fact stands in the place of a right one, so that it is missing too.
-    assert found["pairs"].tolist() == [3, 1, 1, 2]
-    assert found["alone"].tolist() == [2, 0, 0, 1]
-    assert found["accuracy"].tolist() == pytest.approx([1 / 3, 0, 0, 1 / 2])
+    assert found["pairs"].tolist() == [3, 0, 1, 1, 2]
+    assert found["alone"].tolist() == [2, 0, 0, 0, 1]
+    assert found["accuracy"].tolist() == pytest.approx([1 / 3, math.nan, 0, 0, 1 / 2], nan_ok=True)
     assert found.loc["missing fact", "accuracy_alone"] == 0.5
     assert found.loc["rambling", "accuracy_alone"] == 1
     assert math.isnan(found.loc["too long", "accuracy_alone"])

@@ -95,22 +95,23 @@ def wheel(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture
-def install(wheel, tmp_path):
-    """`install("course")`: the programs of an environment with the wheel and what it declares."""
+def install(wheel: Path, folder: Path, extra: str = "") -> Path:
+    """The programs of an environment with the wheel and what it declares."""
+    programs = folder / "venv" / "bin"
+    run(sys.executable, "-m", "venv", "--without-pip", folder / "venv", cwd=folder)
+    pip = [sys.executable, "-m", "pip", "--python", programs / "python"]
+    run(*pip, "install", "--no-deps", "--no-index", wheel, cwd=folder)
+    (site,) = (folder / "venv").glob("lib/python*/site-packages")
+    (ours,) = distributions(path=[str(site)])
+    link(required(ours, extra), site)
+    run(*pip, "check", cwd=folder)
+    return programs
 
-    def make(extra: str = "") -> Path:
-        programs = tmp_path / "venv" / "bin"
-        run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv", cwd=tmp_path)
-        pip = [sys.executable, "-m", "pip", "--python", programs / "python"]
-        run(*pip, "install", "--no-deps", "--no-index", wheel, cwd=tmp_path)
-        (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
-        (ours,) = distributions(path=[str(site)])
-        link(required(ours, extra), site)
-        run(*pip, "check", cwd=tmp_path)
-        return programs
 
-    return make
+@pytest.fixture(scope="module")
+def programs(wheel, tmp_path_factory) -> Path:
+    """The programs of an environment with the wheel and no extra."""
+    return install(wheel, tmp_path_factory.mktemp("alone"))
 
 
 def snippet() -> str:
@@ -119,9 +120,8 @@ def snippet() -> str:
     return program
 
 
-def test_the_wheel_alone_trains_by_ppo_and_answers_help(install, tmp_path):
-    programs = install()
-    (package,) = (tmp_path / "venv").glob("lib/python*/site-packages/rlhf_helpers")
+def test_the_wheel_alone_trains_by_ppo_and_answers_help(programs, tmp_path):
+    (package,) = programs.parent.glob("lib/python*/site-packages/rlhf_helpers")
     assert (package / "py.typed").is_file()
     (tmp_path / "data").symlink_to(package / "data")  # the README's program is run in a clone
     printed = run(programs / "python", "-c", snippet(), cwd=tmp_path)
@@ -133,8 +133,7 @@ def test_the_wheel_alone_trains_by_ppo_and_answers_help(install, tmp_path):
     assert str(package) in run(programs / "python", "-c", script, cwd=tmp_path)
 
 
-def test_the_wheel_alone_imports_every_stage_and_names_the_extra_of_the_rest(install, tmp_path):
-    programs = install()
+def test_the_wheel_alone_imports_every_stage_and_names_the_extra_of_the_rest(programs, tmp_path):
     script = """
 import importlib
 for name in "sft reward_model ppo dpo rest rlaif evaluation stages sources sources.streams".split():
@@ -146,19 +145,19 @@ for name, extra in (("plots", "course"), ("commands.notebooks", "course"), ("pip
         assert f"rlhf-helpers[{extra}]" in str(error), error
     else:
         raise SystemExit(f"{name} was imported")
+from rlhf_helpers.commands.main import main
+assert main(["course"]) == 1
 """
-    run(programs / "python", "-c", script, cwd=tmp_path)
-    script = "from rlhf_helpers.commands.main import main; assert main(['course']) == 1"
     printed = run(programs / "python", "-c", script, cwd=tmp_path)
     assert printed == 'error: nbformat is not installed: pip install "rlhf-helpers[course]"\n'
 
 
-def test_with_the_extra_course_the_wheel_runs_the_first_lesson(install, tmp_path):
+def test_with_the_extra_course_the_wheel_runs_the_first_lesson(wheel, tmp_path):
     lesson = "notebooks/L1_how_rlhf_works.ipynb"
-    programs = install("course")
+    programs = install(wheel, tmp_path, "course")
     printed = run(programs / "rlhf-helpers", "course", lesson, cwd=tmp_path)
     assert "L1_how_rlhf_works" in (tmp_path / "runs/tiny/results.json").read_text(), printed
     lessons = {path.name for path in ROOT.glob("notebooks/*.ipynb")}
     assert {path.name for path in tmp_path.glob("notebooks/*.ipynb")} == lessons
     assert (tmp_path / "img" / "whole_chain.svg").is_file()
-    assert (tmp_path / "benchmarks" / "alternatives.md").is_file()
+    assert (tmp_path / "benchmarks" / "world.md").is_file()
