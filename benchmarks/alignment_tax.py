@@ -9,7 +9,7 @@ not trained again. Takes about three minutes a seed on two cores, and prints the
 
 from pathlib import Path
 
-from chain import main
+from world import main, options
 
 from rlhf_helpers import models, ppo, reward_model, schemas
 from rlhf_helpers.evaluation import evaluate_policy, perplexity
@@ -50,4 +50,5 @@ def evaluate(scale: Scale, folder: Path, seed: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(measure, __file__, __doc__)
+    table = Path(__file__).with_suffix(".md")
+    main(measure, table, options(__doc__).parse_args().seeds)

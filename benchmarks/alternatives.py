@@ -3,8 +3,9 @@
     python benchmarks/alternatives.py [--seeds 0 1 2]
 
 Trains what is not in `runs/` yet (about eight minutes a seed on two cores) with the settings of
-lessons L6 to L11, and prints the table that `benchmarks/alternatives.md` keeps: means over the
-seeds with 95% intervals (Student's t), measured on the test prompts.
+lessons L6 to L11, and prints the table for `benchmarks/alternatives.md`: means over the
+seeds with 95% intervals (Student's t), measured on the test prompts at temperatures 1, 0.4 and 0,
+beside the SFT model at its best temperature, which needs no preference at all.
 """
 
 import argparse
@@ -15,11 +16,12 @@ import pandas as pd
 from scipy import stats
 
 from rlhf_helpers import models, rest, reward_model, schemas
-from rlhf_helpers.evaluation import best_of_n_row, compare_methods
+from rlhf_helpers.evaluation import best_of_n_row, compare_methods, temperature_curve
 from rlhf_helpers.scales import Scale
 from rlhf_helpers.stages import train_missing
 
 PROMPTS, PROMPTS_BEST_OF_N = 512, 256
+LOWER = (0.4, 0.0)  # temperatures, besides 1
 
 
 def tune_on_best_of_4(run: Scale) -> None:
@@ -50,6 +52,14 @@ def measure_seed(seed: int) -> pd.DataFrame:
     policies |= {name: run.dir(folder) for name, folder in folders.items()}
     prompts = schemas.read_prompts(run.data("prompts", "test"))[:PROMPTS]
     table = compare_methods(policies, run.dir("sft"), prompts, seed=seed)
+    for temperature in LOWER:
+        lower = compare_methods(
+            policies, run.dir("sft"), prompts, temperature=temperature, seed=seed
+        )
+        table[f"gold_{temperature:g}"] = lower["gold"]
+    sft = models.load_policy(run.dir("sft")), models.load_tokenizer(run.dir("sft"))
+    curve = temperature_curve(*sft, prompts, seed=seed)
+    table.loc["SFT at its best T"] = {"gold": curve["gold"].max()}
     scorer = reward_model.RewardModel.from_pretrained(run.dir("reward"))
     few = prompts[:PROMPTS_BEST_OF_N]
     for n in (4, 16):
@@ -66,7 +76,8 @@ def main() -> None:
     mean = by_method.mean()
     margin = stats.t.ppf(0.975, len(seeds) - 1) * by_method.std() / math.sqrt(len(seeds))
     columns = {
-        "gold": "gold",
+        "gold": "gold, T = 1",
+        **{f"gold_{t:g}": f"T = {t:g}" for t in LOWER},
         "gain": "gain over SFT",
         "win_rate": "win rate",
         "kl": "KL (nats)",
