@@ -7,6 +7,7 @@ import codecs
 import gzip
 import json
 import os
+import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -143,3 +144,30 @@ def shown(value: Any) -> str:
     """Return a value as an error message shows it: as JSON, at most 63 characters."""
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:60] + "..."
+
+
+def required(record: Record, name: str) -> Any:
+    """Return a field's value; raise `DataError`, naming the fields found, if it is missing."""
+    if name not in record:
+        found = ", ".join(record) or "none"
+        raise DataError(f"the field `{name}` is missing. Add it or rename one (found: {found}).")
+    return record[name]
+
+
+def check_texts(record: Record, *names: str) -> None:
+    """Raise `DataError` unless the record has these fields, and each is a text."""
+    for name in names:
+        check_text(name, required(record, name))
+
+
+def check_text(name: str, value: Any, may_be_empty: bool = False) -> None:
+    """Raise `DataError` unless the value of a field is a text that shows something."""
+    if not isinstance(value, str):
+        raise DataError(f"`{name}` is {shown(value)}. Write a text in quotation marks.")
+    if is_blank(value) and not may_be_empty:
+        raise DataError(f"`{name}` is empty. Fill it or delete this line.")
+
+
+def is_blank(text: str) -> bool:
+    """Return whether a text shows nothing: white space, control and zero-width characters alone."""
+    return all(char.isspace() or unicodedata.category(char) in ("Cc", "Cf") for char in text)

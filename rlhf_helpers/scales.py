@@ -40,9 +40,8 @@ QLORA = {"bits": 4, "lora_rank": 16, "lora_dropout": 0.05, "gradient_checkpointi
 def critic_free(**settings: int) -> dict[str, Any]:
     """What RLOO and GRPO share at `full`: one gradient step a rollout, on all of it.
 
-    So it is in Shao et al. 2024 (arXiv:2402.03300, section 4.2), where GRPO's kl_coef of 0.04 is
-    from, and by default in TRL 1.16, where RLOO's of 0.05 is from. Both have a learning rate of
-    1e-6; ours is ten times that, since only an adapter is trained.
+    So it is in Shao et al. 2024 (arXiv:2402.03300, section 4.2), the source of GRPO's kl_coef, and
+    by default in TRL 1.16, that of RLOO's. Ten times their rate: only an adapter is trained.
     """
     found = {"ppo_epochs": 1, "gradient_accumulation_steps": 2, "learning_rate": 1e-5}
     found |= {"adaptive_kl": False, "min_new_tokens": 0, "draw_lengths": False}
@@ -54,7 +53,6 @@ SMOKE: dict[str, dict] = {
     "reward": {
         "head": "answer_tokens",
         "pairs": 32,
-        "batch_size": 8,
         "max_new_tokens": 8,
         "calibration_prompts": 16,
         "save_steps": 2,
@@ -72,8 +70,7 @@ SMOKE: dict[str, dict] = {
     "rlaif": {"labels": 32},
 }
 
-# What the head `answer_tokens` is trained with, at every scale. Its features are computed once, so
-# that six passes over them cost a few seconds.
+# Of the head `answer_tokens`, at every scale; passes over its features cost a few seconds.
 ANSWER_TOKENS = {
     "head": "answer_tokens",
     "epochs": 6,
@@ -81,8 +78,6 @@ ANSWER_TOKENS = {
     "learning_rate": 2e-3,
     "lr_scheduler_type": "constant",
     "warmup_steps": 0,
-    "lora_rank": 0,
-    "bits": 32,
 }
 
 # DPO learns from a third of the rankings, best against worst, further from SFT than by default.
@@ -293,8 +288,7 @@ class Scale:
 
 
 # PPO settings that push hard enough to show reward hacking at `tiny`, against a reward model that
-# does not read; one cure is `kl_coef` alone. Two answers a prompt, not four, bring more prompts
-# into a batch, since KL differs much from prompt to prompt.
+# does not read; one cure is `kl_coef` alone. Two answers a prompt bring more prompts into a batch.
 HACKING = {
     "kl_coef": 0.0,
     "learning_rate": 4e-4,

@@ -5,18 +5,25 @@ named here are kept. Reading is strict: the first bad record raises one `DataErr
 line and remedy, before any training starts. `sources` maps other people's records to these.
 """
 
-import re
 import sys
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from typing import Any, NotRequired, TypedDict
 
-from rlhf_helpers.jsonl import DataError, Record, StrPath, read_records, shown
+from rlhf_helpers.jsonl import (
+    DataError,
+    Record,
+    StrPath,
+    check_text,
+    check_texts,
+    is_blank,
+    read_records,
+    required,
+    shown,
+)
 from rlhf_helpers.jsonl import write_jsonl as write_jsonl  # for those who also read records
 
 Scorer = Callable[[list[str]], Sequence[float]]  # of whole texts, or a `RewardModel`
-PROMPT_END = re.compile(r"\[(summary|continued)\]:")  # the little world's prompts end with one
 
 
 class Preference(TypedDict):
@@ -99,21 +106,6 @@ def format_prompt(input_text: str, instruction: str = "") -> str:
 def format_response(output_text: str) -> str:
     """Return the response as it follows a formatted prompt: one blank, then the text."""
     return " " + output_text.strip()
-
-
-def split_text(text: str) -> tuple[str, str]:
-    """Split a whole text behind the first `[summary]:` or `[continued]:`: prompt and response.
-
-    Raises ValueError for a text without such a mark.
-    """
-    mark = PROMPT_END.search(text)
-    if mark is None:
-        raise ValueError(
-            f"where the prompt ends is unknown, since no [summary]: or [continued]: stands in "
-            f"{text[:60]!r}. Give prompts and responses apart: reward_model.score(prompts, "
-            "responses)"
-        )
-    return text[: mark.end()], text[mark.end() :]
 
 
 def join(prompt: str, response: str) -> str:
@@ -222,7 +214,7 @@ def rankings_to_preferences(rankings: Iterable[Ranking]) -> list[Preference]:
 
 def check_preference(record: Record) -> None:
     """Raise `DataError` unless the record is a `Preference`."""
-    _check_texts(record, "input_text", "candidate_0", "candidate_1")
+    check_texts(record, "input_text", "candidate_0", "candidate_1")
     _check_annotator(record)
     margin = record.get("margin", 0.0)
     if type(margin) not in (int, float) or not 0 <= margin <= sys.float_info.max:
@@ -242,17 +234,17 @@ def check_preference(record: Record) -> None:
 
 def check_prompt(record: Record) -> None:
     """Raise `DataError` unless the record is a `Prompt`."""
-    _check_texts(record, "input_text")
+    check_texts(record, "input_text")
 
 
 def check_demonstration(record: Record) -> None:
     """Raise `DataError` unless the record is a `Demonstration`."""
-    _check_texts(record, "input_text", "output_text")
+    check_texts(record, "input_text", "output_text")
 
 
 def check_thumb(record: Record) -> None:
     """Raise `DataError` unless the record is a `Thumb`."""
-    _check_texts(record, "input_text", "output_text")
+    check_texts(record, "input_text", "output_text")
     label = required(record, "label")
     if type(label) is not bool:
         raise DataError(f"`label` is {shown(label)}. Write true for a good answer, else false.")
@@ -260,7 +252,7 @@ def check_thumb(record: Record) -> None:
 
 def check_ranking(record: Record) -> None:
     """Raise `DataError` unless the record is a `Ranking`."""
-    _check_texts(record, "input_text")
+    check_texts(record, "input_text")
     _check_annotator(record)
     candidates = required(record, "candidates")
     if not isinstance(candidates, list) or len(candidates) < 2:
@@ -268,7 +260,7 @@ def check_ranking(record: Record) -> None:
             f"`candidates` is {shown(candidates)}. Write a list of at least two answers."
         )
     for index, candidate in enumerate(candidates):
-        _check_text(f"candidates[{index}]", candidate)
+        check_text(f"candidates[{index}]", candidate)
     ranking = required(record, "ranking")
     groups = ranking if isinstance(ranking, list) else []
     groups = [group if isinstance(group, list) else [group] for group in groups]
@@ -286,7 +278,7 @@ def check_ranking(record: Record) -> None:
 
 def check_prediction(record: Record) -> None:
     """Raise `DataError` unless the record is a `Prediction`; a model may have answered nothing."""
-    _check_text("prediction", required(record, "prediction"), may_be_empty=True)
+    check_text("prediction", required(record, "prediction"), may_be_empty=True)
     inputs = required(record, "inputs")
     prompt = inputs.get("inputs_pretokenized") if isinstance(inputs, dict) else None
     if not isinstance(prompt, str) or is_blank(prompt):
@@ -298,34 +290,9 @@ def check_prediction(record: Record) -> None:
 
 def check_document(record: Record) -> None:
     """Raise `DataError` unless the record is a `Document`."""
-    _check_texts(record, "text")
-
-
-def required(record: Record, name: str) -> Any:
-    """Return a field's value; raise `DataError`, naming the fields found, if it is missing."""
-    if name not in record:
-        found = ", ".join(record) or "none"
-        raise DataError(f"the field `{name}` is missing. Add it or rename one (found: {found}).")
-    return record[name]
-
-
-def _check_texts(record: Record, *names: str) -> None:
-    for name in names:
-        _check_text(name, required(record, name))
-
-
-def _check_text(name: str, value: Any, may_be_empty: bool = False) -> None:
-    if not isinstance(value, str):
-        raise DataError(f"`{name}` is {shown(value)}. Write a text in quotation marks.")
-    if is_blank(value) and not may_be_empty:
-        raise DataError(f"`{name}` is empty. Fill it or delete this line.")
-
-
-def is_blank(text: str) -> bool:
-    """Return whether a text shows nothing: white space, control and zero-width characters alone."""
-    return all(char.isspace() or unicodedata.category(char) in ("Cc", "Cf") for char in text)
+    check_texts(record, "text")
 
 
 def _check_annotator(record: Record) -> None:
     if "annotator" in record:
-        _check_text("annotator", record["annotator"])
+        check_text("annotator", record["annotator"])

@@ -14,8 +14,8 @@ from typing import Any, BinaryIO, NotRequired, TypedDict
 
 from filelock import FileLock
 
-from rlhf_helpers.jsonl import DataError, Record, StrPath, encode, read_records, shown
-from rlhf_helpers.schemas import check_preference, required
+from rlhf_helpers.jsonl import DataError, Record, StrPath, encode, read_records, required, shown
+from rlhf_helpers.schemas import check_preference
 
 ACTIONS = ("skip", "undo")
 Pair = tuple[str, str, str]

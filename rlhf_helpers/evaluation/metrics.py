@@ -63,10 +63,9 @@ def evaluate_policy(
 
     Columns: `prompt`, `response`, `length` (tokens), `eos_rate`; with a reward model `reward`, in
     standard deviations of the SFT model's samples; of each reward function `reward/NAME`, without
-    its weight; with a reference `kl`; and those of `gold`.
-    `kl` is KL(q || reference) in nats a response, estimated from the samples: q is the policy at
-    `temperature`, the reference stays at temperature 1. Raises ValueError for a temperature below
-    0; 0 is greedy.
+    its weight; those of `gold`; with a reference `kl`, KL(q || reference) in nats a response,
+    estimated from the samples: q is the policy at `temperature` (0 is greedy), the reference stays
+    at temperature 1. Raises ValueError for a temperature below 0.
     """
     if not temperature >= 0:
         raise ValueError(f"temperature {temperature} is below 0: give 0 (greedy) or more")
@@ -82,9 +81,9 @@ def evaluate_policy(
     }
     if responses.log_ratios:
         columns["kl"] = responses.log_ratios
-    whole = [join(*pair) for pair in zip(texts, responses.texts, strict=True)]
     if reward_model is not None:
         columns["reward"] = score_answers(reward_model, texts, responses.texts)
+    whole = list(map(join, texts, responses.texts))
     for reward in reward_functions:
         columns[f"reward/{reward.name}"] = reward(whole, texts, columns["response"], prompts)
     if gold is not None:

@@ -71,47 +71,28 @@ class Annotator:
         return worth - sum(getattr(self, cost) * measured.get(cost, 0.0) for cost in costs)
 
 
-def _worth(
-    relation: float, problem: float, duration: float, tried: float, question: float
-) -> dict[str, float]:
-    return dict(zip(SLOTS, (relation, problem, duration, tried, question), strict=True))
+# Worth of relation, problem, duration, tried and question in a summary, and of the point besides.
+SUMMARY = {
+    "ada": ((0.4, 1.2, 0.2, 0.2, 0.2), 2.7),
+    "ben": ((0.3, 1.4, 0.1, 0.1, 0.1), 2.7),
+    "cleo": ((0.4, 0.5, 0.2, 0.2, 0.2), 3.4),
+}
+# Worth of the same in a completion; costs of a wrong fact, a word over the budget, an odd pair of
+# words, no end, an unkind word.
+COMPLETION_AND_COSTS = {
+    "ada": ((0.5, 1.5, 0.5, 1.0, 1.0), (2.0, 0.6, 0.25, 1.0, 0.8)),
+    "ben": ((0.4, 2.0, 0.3, 0.6, 1.2), (1.0, 0.9, 0.40, 0.5, 0.5)),
+    "cleo": ((0.6, 1.0, 0.7, 1.4, 0.8), (1.2, 0.6, 0.25, 1.5, 1.1)),
+}
 
 
-ANNOTATORS = (
-    Annotator(
-        name="ada",
-        covered=_worth(0.4, 1.2, 0.2, 0.2, 0.2),
-        point=2.7,
-        completed=_worth(0.5, 1.5, 0.5, 1.0, 1.0),
-        wrong=2.0,
-        over_budget=0.6,
-        rambling=0.25,
-        unfinished=1.0,
-        unkind=0.8,
-    ),
-    Annotator(
-        name="ben",
-        covered=_worth(0.3, 1.4, 0.1, 0.1, 0.1),
-        point=2.7,
-        completed=_worth(0.4, 2.0, 0.3, 0.6, 1.2),
-        wrong=1.0,
-        over_budget=0.9,
-        rambling=0.40,
-        unfinished=0.5,
-        unkind=0.5,
-    ),
-    Annotator(
-        name="cleo",
-        covered=_worth(0.4, 0.5, 0.2, 0.2, 0.2),
-        point=3.4,
-        completed=_worth(0.6, 1.0, 0.7, 1.4, 0.8),
-        wrong=1.2,
-        over_budget=0.6,
-        rambling=0.25,
-        unfinished=1.5,
-        unkind=1.1,
-    ),
-)
+def _annotator(name: str) -> Annotator:
+    (covered, point), (completed, costs) = SUMMARY[name], COMPLETION_AND_COSTS[name]
+    worth = (dict(zip(SLOTS, values, strict=True)) for values in (covered, completed))
+    return Annotator(name, next(worth), point, next(worth), *costs)
+
+
+ANNOTATORS = tuple(map(_annotator, SUMMARY))
 
 
 def measure(facts: Facts, text: str, post: str) -> dict[str, float]:

@@ -71,21 +71,11 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 def make_model(vocabulary: int) -> OPTForCausalLM:
     """Return an OPT with 2.1 million parameters, without dropout: it sees each document once."""
-    config = OPTConfig(
-        vocab_size=vocabulary,
-        hidden_size=192,
-        word_embed_proj_dim=192,
-        num_hidden_layers=4,
-        num_attention_heads=6,
-        ffn_dim=640,
-        max_position_embeddings=CONTEXT,
-        dropout=0.0,
-        attention_dropout=0.0,
-        layerdrop=0.0,
-        pad_token_id=1,
-        bos_token_id=2,
-        eos_token_id=2,
-    )
+    size = {"hidden_size": 192, "word_embed_proj_dim": 192, "ffn_dim": 640}
+    layers = {"num_hidden_layers": 4, "num_attention_heads": 6, "max_position_embeddings": CONTEXT}
+    dropout = {"dropout": 0.0, "attention_dropout": 0.0, "layerdrop": 0.0}
+    special = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 2}
+    config = OPTConfig(vocab_size=vocabulary, **size, **layers, **dropout, **special)
     config._attn_implementation = "eager"
     return OPTForCausalLM(config)
 

@@ -125,6 +125,7 @@ def _candidates(
     split: str,
     count: int,
     sft_model: Path,
+    *,
     batch: int = 128,
     draw: Draw = draw_posts,
 ) -> Iterator[tuple[Facts, str, list[str]]]:

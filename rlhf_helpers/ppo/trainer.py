@@ -87,9 +87,8 @@ class PPOTrainer:
         self.first_adapter = None if self.reference else trained_adapter(policy)
         separate = config.critic == "separate"
         self.critic = separate_critic(critic or policy) if separate else None
-        self.value_head = None
-        if config.has_critic:
-            self.value_head = value_head(self.critic or policy, config.value_head_std, config.seed)
+        start = (self.critic or policy, config.value_head_std, config.seed)
+        self.value_head = value_head(*start) if config.has_critic else None
         actor, critics = trainable(policy), trainable(self.value_head) + trainable(self.critic)
         self.trained = actor + critics
         processes.copy_from_first(self.trained)

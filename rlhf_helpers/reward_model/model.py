@@ -9,6 +9,7 @@ Scores are standardised: 0 is the average sample of the SFT model, 1 the standar
 samples. The constants live in the config of the classifier or language model, and so does the kind.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,7 +29,8 @@ from rlhf_helpers.reward_model.answer_tokens import (
     load_head,
 )
 from rlhf_helpers.reward_model.kwise import can_share, shared_prompt_scores
-from rlhf_helpers.schemas import split_text
+
+PROMPT_END = re.compile(r"\[(summary|continued)\]:")  # the little world's prompts end with one
 
 
 class RewardModel:
@@ -154,6 +156,21 @@ class AnswerTokenRewardModel(RewardModel):
         parts = [split_text(text) for text in texts]
         prompts, responses = [part[0] for part in parts], [part[1] for part in parts]
         return self.raw_answer_scores(prompts, responses, batch_size)
+
+
+def split_text(text: str) -> tuple[str, str]:
+    """Split a whole text behind the first `[summary]:` or `[continued]:`: prompt and response.
+
+    Raises ValueError for a text without such a mark.
+    """
+    mark = PROMPT_END.search(text)
+    if mark is None:
+        raise ValueError(
+            f"where the prompt ends is unknown, since no [summary]: or [continued]: stands in "
+            f"{text[:60]!r}. Give prompts and responses apart: reward_model.score(prompts, "
+            "responses)"
+        )
+    return text[: mark.end()], text[mark.end() :]
 
 
 def beginning_alike(encoded: list[list[int]]) -> list[list[int]]:

@@ -8,8 +8,8 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from rlhf_helpers.jsonl import DataError, Record
-from rlhf_helpers.schemas import check_ranking, is_blank, ranking_to_pairs
+from rlhf_helpers.jsonl import DataError, Record, is_blank
+from rlhf_helpers.schemas import check_ranking, ranking_to_pairs
 from rlhf_helpers.sources.conversations import (
     Turn,
     as_rows,

@@ -22,6 +22,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from rlhf_helpers.configs import DPOConfig, SFTConfig
 from rlhf_helpers.dpo import encode_pair
 from rlhf_helpers.generation import encode_prompts, respond
+from rlhf_helpers.jsonl import is_blank
 from rlhf_helpers.models import load_tokenizer
 from rlhf_helpers.prompts import (
     answer_texts,
@@ -32,7 +33,7 @@ from rlhf_helpers.prompts import (
     prompt_tokens,
 )
 from rlhf_helpers.reward_model import append_eos, encode_pairs
-from rlhf_helpers.schemas import candidate_texts, format_prompt, format_response, is_blank, join
+from rlhf_helpers.schemas import candidate_texts, format_prompt, format_response, join
 from rlhf_helpers.sft import encode_demonstration
 
 WORDS = "a post about my cat and the neighbor's dog [summary]: never sleeps (42 days), why? No! ok."

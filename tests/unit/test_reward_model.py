@@ -42,14 +42,13 @@ from rlhf_helpers.reward_model import (
     pairwise_loss,
 )
 from rlhf_helpers.reward_model.answer_tokens import AnswerTokenHead, feature_size
-from rlhf_helpers.reward_model.model import beginning_alike
+from rlhf_helpers.reward_model.model import beginning_alike, split_text
 from rlhf_helpers.rewards import Rewards
 from rlhf_helpers.scales import ANSWER_TOKENS, Scale
 from rlhf_helpers.schemas import (
     DataError,
     format_prompt,
     format_response,
-    split_text,
     write_jsonl,
 )
 from rlhf_helpers.training import Result, interrupts

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import ByteLevelBPETokenizer
 
-from rlhf_helpers import schemas
+from rlhf_helpers import jsonl, schemas
 from rlhf_helpers.schemas import DataError, format_prompt, format_response
 
 PREFERENCE = {"input_text": "a post [summary]: ", "candidate_0": "x", "candidate_1": "y"}
@@ -27,7 +27,7 @@ GOOD = {
 READERS = pytest.mark.parametrize("read", GOOD, ids=lambda read: read.__name__)
 # Line separators of str.splitlines that must not end a record, and other rare characters.
 RARE = 'a\u2028b\u2029c\u0085d\x0b\x0c\x1c\x1e e\u0301 \U0001f600 \ufeff \x00 \r\n \\ " 漢字'
-TEXTS = st.text().filter(lambda text: not schemas.is_blank(text))
+TEXTS = st.text().filter(lambda text: not jsonl.is_blank(text))
 
 
 def json_bytes(record: object) -> bytes:
