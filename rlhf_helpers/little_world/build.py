@@ -25,6 +25,7 @@ SEED = 0
 # only in whether facts are right; true summaries that differ in what they tell; the writers' mix.
 SOURCES = {"sampled": 0.25, "truth": 0.25, "choice": 0.25, "written": 0.25}
 MAX_NEW_TOKENS = 48
+POSTS_AT_ONCE = 128  # whose candidates are drawn together
 DEMONSTRATIONS = {"train": 3000, "validation": 256, "test": 256}
 PROMPTS = {"train": 2000, "validation": 256, "test": 512}
 DOCUMENTS = {"train": 1000, "test": 250}
@@ -121,21 +122,15 @@ def _progress(records: Iterable, size: int, what: str) -> Iterable:
 
 
 def _candidates(
-    name: str,
-    split: str,
-    count: int,
-    sft_model: Path,
-    *,
-    batch: int = 128,
-    draw: Draw = draw_posts,
+    name: str, split: str, count: int, sft_model: Path, draw: Draw = draw_posts
 ) -> Iterator[tuple[Facts, str, list[str]]]:
     """Yield (facts, post, `count` different candidates), all from one of SOURCES."""
     policy, tokenizer, rng = load_policy(sft_model), load_tokenizer(sft_model), _rng(name, split)
     posts = draw(rng, split)
     generator = generation.seeded(policy, rng.randrange(2**31))
     while True:
-        drawn = list(islice(posts, batch))
-        sources = rng.choices(list(SOURCES), list(SOURCES.values()), k=batch)
+        drawn = list(islice(posts, POSTS_AT_ONCE))
+        sources = rng.choices(list(SOURCES), list(SOURCES.values()), k=POSTS_AT_ONCE)
         asked = [
             post for (_, post), source in zip(drawn, sources, strict=True) if source == "sampled"
         ]

@@ -1,6 +1,5 @@
 """The second task: how posts begin, who completes them, what it is worth, and its data."""
 
-import functools
 import itertools
 import json
 import random
@@ -277,7 +276,7 @@ def test_sampled_files_come_from_a_model(tmp_path, monkeypatch):
     monkeypatch.setattr(autocomplete, "PREFERENCES", {"test": 3})
     monkeypatch.setattr(autocomplete, "RANKINGS", {"train": 2})
     monkeypatch.setattr(build, "MAX_NEW_TOKENS", 12)
-    monkeypatch.setattr(build, "_candidates", functools.partial(build._candidates, batch=4))
+    monkeypatch.setattr(build, "POSTS_AT_ONCE", 4)
     autocomplete.write_sampled_files(tmp_path, Scale().base_model)
     pairs = schemas.read_preferences(tmp_path / "preferences_test.jsonl")
     rankings = schemas.read_rankings(tmp_path / "rankings_train.jsonl")

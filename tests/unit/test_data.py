@@ -258,7 +258,7 @@ def test_writing_the_grammar_s_files_twice_gives_the_same_bytes(tmp_path, monkey
 
 
 def test_sampled_files_hold_different_candidates_and_come_out_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "_candidates", functools.partial(build._candidates, batch=4))
+    monkeypatch.setattr(build, "POSTS_AT_ONCE", 4)
     monkeypatch.setattr(build, "PREFERENCES", {"train": 6})
     monkeypatch.setattr(build, "RANKINGS", {"test": 3})
     monkeypatch.setattr(build, "BY_ALL_ANNOTATORS", 2)
