@@ -32,7 +32,7 @@ def trained(tmp_path_factory):
     base = str(Scale("smoke").base_model)
     models = {
         "sft": {},
-        "reward": {"model": base, "sft_model": base, "pairs": 64},
+        "reward": {"model": base, "sft_model": base, "pairs": 64, "head": "last_token"},
         "dpo": {"model": base},
     }
     with pytest.MonkeyPatch.context() as patch:

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl import DPOTrainer, SFTTrainer
 
-from rlhf_helpers import rest, rlaif, stages, training
+from rlhf_helpers import rest, rlaif, scales, stages, training
 from rlhf_helpers.commands.main import main
 from rlhf_helpers.configs.settings import as_json
 from rlhf_helpers.models import load_classifier, load_policy, load_tokenizer
@@ -69,6 +69,8 @@ def home(tmp_path_factory):
         patch.chdir(home)
         patch.setenv("RLHF_RUNS", str(tmp_path_factory.mktemp("runs")))
         patch.setenv("RLHF_MATMUL_PRECISION", "highest")  # the same in every test
+        # The head that is trained by TRL, with its checkpoints; the other is in test_reward_model.
+        patch.setitem(scales.SMOKE["reward"], "head", "last_token")
         matmul_precision.cache_clear()
         yield home
     matmul_precision.cache_clear()
@@ -167,7 +169,7 @@ def test_the_reward_model_reports_how_often_it_was_right_in_training(chain):
 def test_the_evaluation_reports_the_policy_and_the_reward_model(chain, home):
     found = json.loads((home / "evaluation" / "evaluation.json").read_text())
     assert set(found) == {"sampled", "sampled_0.4", "greedy", "reward_model"}
-    common = {"gold", "gold_se", "reward", "kl", "length", "eos_rate", "covered", "wrong"}
+    common = {"gold", "gold_se", "reward", "kl", "length", "eos_rate", "point", "covered", "wrong"}
     reference = {"reference_reward", "reference_gold", "reference_length"}
     texts = {"prompts", "words", "repetition", "distinct_1", "distinct_2"}
     wins = {
