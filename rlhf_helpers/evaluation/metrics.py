@@ -64,30 +64,26 @@ def evaluate_policy(
     Columns: `prompt`, `response`, `length` (tokens), `eos_rate`; with a reward model `reward`, in
     standard deviations of the SFT model's samples; of each reward function `reward/NAME`, without
     its weight; those of `gold`; with a reference `kl`, KL(q || reference) in nats a response,
-    estimated from the samples: q is the policy at `temperature` (0 is greedy), the reference stays
-    at temperature 1. Raises ValueError for a temperature below 0.
+    estimated from samples of q, the policy at `temperature` (0 is greedy; the reference stays at
+    1). Raises ValueError for a temperature below 0.
     """
     if not temperature >= 0:
         raise ValueError(f"temperature {temperature} is below 0: give 0 (greedy) or more")
     texts = [format_prompt(record["input_text"], instruction) for record in prompts]
     settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature}
-    settings |= {"seed": seed, "reference": reference}
-    responses = generation.respond(policy, tokenizer, texts, **settings)
-    columns: dict[str, Sequence] = {
-        "prompt": texts,
-        "response": [text.strip() for text in responses.texts],
-        "length": responses.lengths,
-        "eos_rate": [float(ended) for ended in responses.ended],
-    }
-    if responses.log_ratios:
-        columns["kl"] = responses.log_ratios
+    found = generation.respond(policy, tokenizer, texts, seed=seed, reference=reference, **settings)
+    answers = [text.strip() for text in found.texts]
+    columns: dict[str, Sequence] = {"prompt": texts, "response": answers, "length": found.lengths}
+    columns["eos_rate"] = [float(ended) for ended in found.ended]
+    if found.log_ratios:
+        columns["kl"] = found.log_ratios
     if reward_model is not None:
-        columns["reward"] = score_answers(reward_model, texts, responses.texts)
-    whole = list(map(join, texts, responses.texts))
+        columns["reward"] = score_answers(reward_model, texts, found.texts)
+    whole = list(map(join, texts, found.texts))
     for reward in reward_functions:
-        columns[f"reward/{reward.name}"] = reward(whole, texts, columns["response"], prompts)
+        columns[f"reward/{reward.name}"] = reward(whole, texts, answers, prompts)
     if gold is not None:
-        columns |= gold(texts, columns["response"])
+        columns |= gold(texts, answers)
     table = pd.DataFrame(columns)
     metrics = table.drop(columns=["prompt", "response"]).mean().to_dict()
     if "gold" in table:
