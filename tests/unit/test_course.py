@@ -256,7 +256,7 @@ def wait_for(name):
         "L3_pipeline": "open('L3', 'x'); wait_for('L6')",
         "L6_sft": "open('L6', 'x'); wait_for('L3'); time.sleep(1); open('sft', 'x')",
         "L7_reward": "open('sft'); write_json(stage_dir(scale, 'reward', live=True) / "
-        "'metrics.json', {}); wait_for('ppo')",
+        "'metrics.json', {}); wait_for('ppo'); time.sleep(5)",  # so that L8 ends before it
         "L8_ppo": "open('ppo', 'x')",
         "L99_unknown": "open('ppo')",
     }

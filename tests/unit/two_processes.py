@@ -69,9 +69,9 @@ def whole_run(folder: Path) -> dict:
         steps.append(1)
         return adam(self, *arguments, **keywords)
 
-    def watched(self, prompts):
+    def watched(self, *arguments):
         trainers.append(self)
-        seen.append(rollout(self, prompts))
+        seen.append(rollout(self, *arguments))
         return seen[-1]
 
     torch.optim.AdamW.step, PPOTrainer.rollout = counted, watched

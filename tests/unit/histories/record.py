@@ -33,9 +33,9 @@ ANSWER = "Someone is driving me crazy. Any advice?"
 class StaleSampler(PPOTrainer):
     """The first policy goes on sampling, as where a server never gets the new weights."""
 
-    def rollout(self, prompts: list[str]) -> Rollout:
+    def rollout(self, prompts: list[str], *records: object) -> Rollout:
         policy, self.policy = self.policy, self.reference
-        rollout = super().rollout(prompts)
+        rollout = super().rollout(prompts, *records)
         self.policy = policy
         return replace(rollout, logprobs=response_logprobs(policy, rollout))
 
